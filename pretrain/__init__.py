@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The models, their kernels and losses, and the one trainer that serves both pretraining stages."""

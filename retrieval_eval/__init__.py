@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Zero-shot retrieval: embeddings, the FAISS index, re-ranking, metrics with their controls, reports."""

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The pretraining losses: one a file, pure functions of tensors."""
