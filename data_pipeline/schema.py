@@ -1,0 +1,104 @@
+"""A sample of a corpus: its two members in a shard, and the typed reasons for which a clip can be lost.
+
+In a shard a sample is `<key>.<mp4|webm|jpg...>`, the medium byte for byte, and `<key>.json`:
+`captions` (list), `source` (the file it came from), `sha256` (of the medium), `media` ("video" or "image"),
+`probe` (width, height, frames, fps, duration, codec, rotation) and, where the manifest had more columns,
+`attributes` (a flat mapping of text, numbers and truth values). Pure: no media library is needed here.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Kind = Literal["video", "image"]
+
+
+class LossReason(StrEnum):
+    """Why a clip is not in the corpus, or not in a batch."""
+
+    MISSING_FILE = "missing_file"
+    EMPTY_FILE = "empty_file"
+    NOT_MEDIA = "not_media"
+    NO_VIDEO_STREAM = "no_video_stream"
+    TOO_SHORT = "too_short"
+    DECODE_ERROR = "decode_error"
+    TIMEOUT = "timeout"
+    DUPLICATE = "duplicate"
+    EMPTY_CAPTION = "empty_caption"
+    DAMAGED_SHARD = "damaged_shard"
+
+
+class SampleError(Exception):
+    """A fault of one sample's content, never of the machine: counted by `reason`, told by `detail`."""
+
+    def __init__(self, reason: LossReason, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[LossReason, str]]:
+        """Survive the trip out of a worker process."""
+        return type(self), (self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One medium with its captions. `probe` and `attributes` are flat mappings (see the module's head)."""
+
+    key: str
+    media: bytes
+    extension: str
+    kind: Kind
+    captions: tuple[str, ...]
+    source: str
+    sha256: str
+    probe: dict[str, Any]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def content_digest(media: bytes) -> str:
+    """The identity of a medium: sha256 of its bytes, 64 hex digits."""
+    return hashlib.sha256(media).hexdigest()
+
+
+def encode_meta(sample: Sample) -> bytes:
+    """The json member of a sample: UTF-8, keys in a fixed order, so that equal samples give equal bytes."""
+    tree: dict[str, Any] = {
+        "captions": list(sample.captions),
+        "source": sample.source,
+        "sha256": sample.sha256,
+        "media": sample.kind,
+        "probe": sample.probe,
+    }
+    if sample.attributes:
+        tree["attributes"] = sample.attributes
+    return json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode_meta(data: bytes) -> dict[str, Any]:
+    """The tree of a json member; raises SampleError(DAMAGED_SHARD) when it is not one of ours."""
+    try:
+        tree = json.loads(data)
+    except ValueError as error:
+        raise SampleError(LossReason.DAMAGED_SHARD, f"the json member is not JSON ({error})") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("captions"), list):
+        raise SampleError(LossReason.DAMAGED_SHARD, "the json member has no list of captions")
+    return tree
+
+
+def sample_of(key: str, extension: str, media: bytes, meta: dict[str, Any]) -> Sample:
+    """Join a medium and its decoded json member; what an outsider's shard leaves out is filled in."""
+    kind: Kind = "image" if meta.get("media") == "image" else "video"
+    return Sample(
+        key=key,
+        media=media,
+        extension=extension,
+        kind=kind,
+        captions=tuple(meta["captions"]),
+        source=str(meta.get("source", key)),
+        sha256=str(meta.get("sha256") or content_digest(media)),
+        probe=dict(meta.get("probe") or {}),
+        attributes=dict(meta.get("attributes") or {}),
+    )
