@@ -55,7 +55,7 @@ def _as_bits(part: Any) -> UInt64Array:
 
 
 @overload
-def derive(seed: int, *parts: int | str) -> int: ...
+def derive(seed: int, *parts: int | str) -> int: ...  # type: ignore[overload-overlap]
 @overload
 def derive(seed: int | npt.NDArray[Any], *parts: int | str | npt.NDArray[Any]) -> Int64Array: ...
 def derive(seed: int | npt.NDArray[Any], *parts: int | str | npt.NDArray[Any]) -> int | Int64Array:

@@ -1,0 +1,141 @@
+"""The data part of a run's config: which corpora, which frames, how large a batch. Needs no torch.
+
+Rules that span keys are checked here, before anything heavy is imported; what needs the data itself (is the
+corpus large enough for one batch?) is checked by order.py.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.loader import Frozen
+from data_pipeline.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation, ResizeRule, Triple, VisualPreprocess
+
+Kind = Literal["video", "image"]
+FrameRuleName = Literal["uniform", "middle", "single"]
+Tail = Literal["drop", "wrap"]
+CaptionRule = Literal["random", "first"]
+
+MAX_CACHE_FRAMES = 200  # the cache keeps a clip's frame count in one byte, beside the codes of lost samples
+
+
+class CorpusConfig(Frozen):
+    """One folder of shards and how it takes part.
+
+    `weight` is its share of the steps (null: in proportion to its number of batches, so that all corpora go
+    round together). `flip` mirrors clips half of the time: never where direction is what captions tell.
+    `group_by` names attributes; samples with equal values stand together in a batch, `group_size` at a time.
+    """
+
+    path: str
+    kind: Kind = "video"
+    weight: float | None = Field(None, gt=0)
+    flip: bool = False
+    group_by: tuple[str, ...] = ()
+    group_size: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _groups_have_a_size(self) -> Self:
+        if bool(self.group_by) != (self.group_size > 1):
+            raise ValueError(
+                f"group_by is {list(self.group_by)} and group_size {self.group_size}, but each needs the other. "
+                "Give attribute names with a group_size of 2 or more, or neither."
+            )
+        return self
+
+
+class FrameConfig(Frozen):
+    """Which frames of a clip: `count` equal intervals, with a random frame of each (uniform) or the middle one.
+
+    "single" draws one frame and repeats it `count` times: a control that sees no motion.
+    """
+
+    count: int = Field(8, ge=1)
+    rule: FrameRuleName = "uniform"
+
+
+class DataConfig(Frozen):
+    """The corpora of a run and how they become batches.
+
+    `batch` counts the clips of a step over all ranks, `image_batch` the images of an image step (null: the same).
+    `crop_scale` is the share of the area that a random crop keeps; (1, 1) with no flip leaves frames as they are.
+    `cache` names a folder where `cache_frames` decoded frames a clip are kept, at `image_size`; a random frame is
+    then drawn among those. `max_bad_fraction` is the share of lost samples past which a run stops.
+    """
+
+    train: tuple[CorpusConfig, ...] = Field(min_length=1)
+    batch: int = Field(64, ge=1)
+    image_batch: int | None = Field(None, ge=1)
+    frames: FrameConfig = FrameConfig()
+    image_size: int = Field(224, ge=8)
+    resize: ResizeRule = "stretch"
+    interpolation: Interpolation = "bicubic"
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    caption: CaptionRule = "random"
+    tail: Tail = "drop"
+    workers: int = Field(2, ge=0)
+    prefetch: int = Field(2, ge=1)
+    cache: str | None = None
+    cache_frames: int = Field(16, ge=1, le=MAX_CACHE_FRAMES)
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+
+    def batch_of(self, kind: Kind) -> int:
+        """The global batch of a step of this media kind."""
+        return self.image_batch if kind == "image" and self.image_batch is not None else self.batch
+
+    def visual(self) -> VisualPreprocess:
+        """The preprocessing that these batches need and that travels with the weights."""
+        return VisualPreprocess(
+            frames=self.frames.count,
+            image_size=self.image_size,
+            resize=self.resize,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> Self:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"crop_scale is ({low}, {high}), which is no range within 0..1. Write it as [smallest, largest]."
+            )
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio is ({low}, {high}), no range above 0. Write it as [lowest, highest].")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide_into_groups(self) -> Self:
+        for corpus in self.train:
+            batch = self.batch_of(corpus.kind)
+            if batch % corpus.group_size:
+                nearest = max(corpus.group_size, round(batch / corpus.group_size) * corpus.group_size)
+                raise ValueError(
+                    f"a batch of {batch} does not divide into groups of {corpus.group_size} ({corpus.path}). "
+                    f"Use a batch of {nearest}."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_all_or_none(self) -> Self:
+        given = [corpus.path for corpus in self.train if corpus.weight is not None]
+        if given and len(given) != len(self.train):
+            raise ValueError(
+                f"{len(given)} of {len(self.train)} corpora have a weight, so the shares are unclear. "
+                "Give every corpus a weight, or none."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cache_holds_enough_frames(self) -> Self:
+        if self.cache is not None and self.cache_frames < self.frames.count:
+            raise ValueError(
+                f"cache_frames is {self.cache_frames}, fewer than the {self.frames.count} frames of a clip. "
+                f"Use {2 * self.frames.count} or so."
+            )
+        return self
