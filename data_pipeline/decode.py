@@ -70,7 +70,7 @@ def probe(data: bytes) -> Probe:
             raise SampleError(LossReason.TOO_SHORT, "no frame could be decoded")
         if corrupt:
             raise SampleError(LossReason.DECODE_ERROR, f"{corrupt} of {count} frames are marked as damaged")
-        _refuse_if_cut(container, stream, count, last_time)
+        _refuse_if_cut(data, container, stream, count, last_time)
         width, height = _shown_size(first, stream)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         start = first.time or 0.0
@@ -211,7 +211,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
         raise SampleError(LossReason.DECODE_ERROR, _short(error)) from error
 
 
-def _refuse_if_cut(container: InputContainer, stream: VideoStream, count: int, last_time: float) -> None:
+def _refuse_if_cut(data: bytes, container: InputContainer, stream: VideoStream, count: int, last_time: float) -> None:
     """Raise DECODE_ERROR where the container promises clearly more than came out: it was cut off."""
     if _is_counted(container) and count < 0.9 * stream.frames - 1:
         raise SampleError(LossReason.DECODE_ERROR, f"decoded {count} of {stream.frames} frames: the file is cut")
@@ -220,11 +220,21 @@ def _refuse_if_cut(container: InputContainer, stream: VideoStream, count: int, l
     # Matroska has no index to disagree with: a cut file just ends. It promises the duration of its longest stream,
     # which may be the sound, so the last packet of any stream decides.
     promised = container.duration / av.time_base
-    if last_time < 0.9 * promised - 0.5:
-        container.seek(0)
-        end = max((float(p.pts * p.time_base) for p in container.demux() if p.pts is not None), default=0.0)
-        if end < 0.9 * promised - 0.5:
-            raise SampleError(LossReason.DECODE_ERROR, f"cut at {end:.1f} s of {promised:.1f} s")
+    if last_time < 0.9 * promised - 0.5 and (end := _last_packet(data)) < 0.9 * promised - 0.5:
+        raise SampleError(LossReason.DECODE_ERROR, f"the file is cut at {end:.1f} s of {promised:.1f} s")
+
+
+def _last_packet(data: bytes) -> float:
+    """The time in seconds of the last packet of any stream."""
+    end = 0.0
+    with _opened(data) as (container, _):
+        try:
+            for packet in container.demux():
+                if packet.pts is not None:
+                    end = max(end, float(packet.pts * packet.time_base))
+        except av.error.FFmpegError as error:
+            raise SampleError(LossReason.DECODE_ERROR, _short(error)) from error
+    return end
 
 
 def _short(error: Exception) -> str:
