@@ -3,8 +3,8 @@
 The file opens with one state byte a sample: 0 not there yet, 1 to 200 the number of frames held, and above that
 the reason for which the sample is lost, so that a later run need not try again. Then, from the next multiple of
 4096 bytes, come up to `frames` evenly spaced frames a sample, uint8 (C, H, W) planes. A state is written after its
-frames, and two processes that fill the same sample write the same bytes, so nobody waits for a lock. The key of a file is a
-digest of everything that shapes its pixels, so a change of corpus or preprocessing starts another file.
+frames, and two processes that fill the same sample write the same bytes, so nobody waits for a lock. The name of
+a file is a digest of everything that shapes its pixels: a change of corpus or preprocessing starts another file.
 
 Disk is reserved in full when the file is made: a full disk is seen at once, not by a killed process later.
 Letters: K frames kept a sample, C channels, S side.
