@@ -1,0 +1,288 @@
+"""A pretraining run as a value: one frozen tree for both stages, with the rules that span its parts.
+
+Every rule here speaks before torch is imported. `check_world` adds what can only be known with the number of
+ranks; what needs the data or the weights themselves is checked where they are opened.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.errors import ConfigError
+from configs.loader import PACKAGED, Frozen
+from data_pipeline.config import DataConfig
+from data_pipeline.preprocess import TextPreprocess
+from pretrain.models.config import TextConfig, VisionConfig
+
+MaskKind = Literal["random", "tube", "clip_row", "frame_row", "attention"]
+DEEPSPEED = PACKAGED / "deepspeed"
+
+
+class TeacherConfig(Frozen):
+    """The frozen CLIP whose visual features and attention guide the student.
+
+    `source` is a folder that open_clip wrote (`videomamba teacher` writes one) or an open_clip model name, for
+    which `weights` names a file or a tag of open_clip. `chunk` is how many frames go through it at a time.
+    """
+
+    source: str
+    weights: str | None = None
+    chunk: int = Field(256, ge=1)
+
+
+class MaskConfig(Frozen):
+    """Which tokens the student sees: `ratio` of a clip's patches are hidden, `image_ratio` of an image's."""
+
+    kind: MaskKind = "attention"
+    ratio: float = Field(0.8, gt=0, lt=1)
+    image_ratio: float = Field(0.5, gt=0, lt=1)
+
+
+class AlignmentConfig(Frozen):
+    """Student tokens towards the teacher's."""
+
+    weight: float = Field(1.0, ge=0)
+    kind: Literal["l2", "mse", "smooth_l1"] = "l2"
+
+
+class ContrastiveConfig(Frozen):
+    """Videos and their captions towards one another, over the global batch."""
+
+    weight: float = Field(1.0, ge=0)
+
+
+class MatchingConfig(Frozen):
+    """Does this caption belong to this video? Negatives are hard ones of this rank, or of all ranks."""
+
+    weight: float = Field(1.0, ge=0)
+    negatives: Literal["local", "global"] = "local"
+
+
+class MlmConfig(Frozen):
+    """Masked words, read with the video beside them; `probability` is the share of words masked."""
+
+    weight: float = Field(1.0, ge=0)
+    probability: float = Field(0.5, gt=0, lt=1)
+
+
+class LossConfig(Frozen):
+    """The losses and their weights; stage 1 uses the alignment alone. A weight of 0 does not compute the loss."""
+
+    alignment: AlignmentConfig = AlignmentConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    matching: MatchingConfig = MatchingConfig()
+    mlm: MlmConfig = MlmConfig()
+
+
+class OptimConfig(Frozen):
+    """Optimizer and schedule. `muon_lr` is the base rate of block matrices where `method` is muon.
+
+    The schedule multiplies every base rate by one factor, which ends at `min_lr / lr`.
+    """
+
+    method: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1.5e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    muon_lr: float = Field(0.02, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _floor_below_base(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}. Lower min_lr, or leave it out for 0.")
+        return self
+
+
+class CheckpointConfig(Frozen):
+    """A checkpoint every so many steps (null: at the end alone), of which the last `keep` stay."""
+
+    every_steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class LogConfig(Frozen):
+    """A line every so many steps, in log.jsonl always and in tensorboard/ if asked."""
+
+    every_steps: int = Field(10, ge=1)
+    tensorboard: bool = True
+
+
+class PretrainConfig(Frozen):
+    """A run of stage 1 (masked video modelling) or stage 2 (joint vision and text).
+
+    `init` names a checkpoint or a run folder whose weights to start from. `tokenizer` is a folder; null trains
+    one from this run's captions. `embed` is the width of the space that both towers meet in. `micro_batch` is
+    how many samples a rank takes at once (null: its whole slice). `threads` is the torch threads of a rank
+    (null: the cores shared among the ranks here). `deepspeed` names a file in configs/deepspeed.
+    """
+
+    task: Literal["stage1", "stage2"]
+    out: str
+    seed: int = 0
+    steps: int = Field(ge=1)
+    init: str | None = None
+    vision: VisionConfig
+    text: TextConfig | None = None
+    text_clean: Literal["released", "lower", "none"] = "released"
+    embed: int = Field(512, ge=1)
+    tokenizer: str | None = None
+    teacher: TeacherConfig | None = None
+    mask: MaskConfig | None = None
+    losses: LossConfig = LossConfig()
+    data: DataConfig
+    micro_batch: int | None = Field(None, ge=1)
+    optim: OptimConfig = OptimConfig()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    deepspeed: str = "zero0"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage that the name of the DeepSpeed file gives."""
+        return int(self.deepspeed[-1])
+
+    @property
+    def text_preprocess(self) -> TextPreprocess:
+        """How captions become tokens in this run (meaningful where there is a text tower)."""
+        return TextPreprocess(max_tokens=self.text.max_tokens if self.text else 32, clean=self.text_clean)
+
+    @model_validator(mode="after")
+    def _teacher_is_there_and_used(self) -> Self:
+        attention = self.mask is not None and self.mask.kind == "attention"
+        aligned = self.losses.alignment.weight > 0
+        if self.teacher is None:
+            if self.task == "stage1":
+                raise ValueError("stage1 learns from a teacher, and there is none. Give teacher.source.")
+            if attention:
+                raise ValueError(
+                    "mask.kind is attention, which is the teacher's, and there is none. "
+                    "Give teacher.source, or mask.kind=random."
+                )
+            if aligned:
+                raise ValueError(
+                    f"losses.alignment.weight is {self.losses.alignment.weight:g} but there is no teacher to align to. "
+                    "Give teacher.source, or losses.alignment.weight=0."
+                )
+        elif self.task == "stage1" and not aligned:
+            raise ValueError("losses.alignment.weight is 0, but stage1 has no other loss. Give it a weight above 0.")
+        elif not attention and not aligned:
+            raise ValueError("The teacher is used by no loss and no mask. Leave it out (teacher=null).")
+        return self
+
+    @model_validator(mode="after")
+    def _text_belongs_to_stage2(self) -> Self:
+        if self.task == "stage2" and self.text is None:
+            raise ValueError(
+                "stage2 needs a text tower, and `text` is missing. Give text.width, text.layers and so on."
+            )
+        if self.task == "stage1" and (self.text is not None or self.tokenizer is not None):
+            raise ValueError("stage1 reads no text, but text or tokenizer is given. Remove them, or use task=stage2.")
+        losses = self.losses
+        if self.task == "stage2" and not any(
+            part.weight for part in (losses.alignment, losses.contrastive, losses.matching, losses.mlm)
+        ):
+            raise ValueError("Every loss has weight 0, so nothing would be learned. Give one a weight above 0.")
+        if self.text is not None and not self.text.fusion_layers and (losses.matching.weight or losses.mlm.weight):
+            raise ValueError(
+                "losses.matching and losses.mlm read the fusion layers, and text.fusion_layers is 0. "
+                "Give text.fusion_layers, or set both weights to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        if self.data.image_size != self.vision.image_size:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size} and vision.image_size {self.vision.image_size}. "
+                "Make them equal."
+            )
+        if self.data.frames.count != self.vision.frames:
+            raise ValueError(
+                f"data.frames.count is {self.data.frames.count} and vision.frames {self.vision.frames}. "
+                "Make them equal."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_can_run(self) -> Self:
+        if not (DEEPSPEED / f"{self.deepspeed}.json").is_file():
+            names = ", ".join(sorted(path.stem for path in DEEPSPEED.glob("zero*.json")))
+            raise ValueError(f"there is no DeepSpeed config '{self.deepspeed}'. Use one of: {names}.")
+        if self.optim.method == "muon" and self.zero_stage > 0:
+            raise ValueError(
+                f"optim.method=muon needs whole matrices, and {self.deepspeed} cuts them into flat pieces. "
+                "Use deepspeed=zero0, or optim.method=adamw."
+            )
+        if self.optim.warmup_steps >= self.steps and self.steps > 1:
+            raise ValueError(
+                f"optim.warmup_steps is {self.optim.warmup_steps} of {self.steps} steps, so the rate would only rise. "
+                f"Use {math.ceil(self.steps / 10)} or so."
+            )
+        return self
+
+
+def check_world(config: PretrainConfig, ranks: int) -> None:
+    """Raise ConfigError unless the global batch divides among `ranks` ranks and, in each, into micro-batches."""
+    kinds = {corpus.kind for corpus in config.data.train}
+    for kind in sorted(kinds):
+        key = "data.image_batch" if kind == "image" and config.data.image_batch is not None else "data.batch"
+        batch = config.data.batch_of(kind)
+        if batch % ranks:
+            nearest = max(ranks, round(batch / ranks) * ranks)
+            divisor = max(n for n in range(1, ranks + 1) if batch % n == 0)
+            raise ConfigError(
+                f"{key}: {batch} samples do not divide by {ranks} ranks.",
+                f"Use {nearest}, or {divisor} rank{'s' if divisor > 1 else ''}.",
+            )
+        share = batch // ranks
+        micro = config.micro_batch or share
+        if share % micro:
+            raise ConfigError(
+                f"micro_batch: a rank's {share} {kind}s do not divide by {micro}.",
+                f"Use {max(n for n in range(1, micro + 1) if share % n == 0)}, or leave micro_batch out.",
+            )
+        if config.task == "stage2" and micro != share:
+            raise ConfigError(
+                f"micro_batch: stage2 takes a rank's {share} {kind}s at once, not {micro}, "
+                "because its contrastive loss needs the whole batch.",
+                "Leave micro_batch out, or use more ranks.",
+            )
+        if config.task == "stage2" and config.losses.matching.weight and share < 2:
+            raise ConfigError(
+                f"{key}: a rank's slice is {share} {kind}, but losses.matching needs a negative beside it.",
+                f"Use a batch of {2 * ranks} or more, or losses.matching.weight=0.",
+            )
+
+
+def check_inputs(config: PretrainConfig) -> None:
+    """Raise ConfigError if a corpus, tokenizer or checkpoint that the config names is not there."""
+    for corpus in config.data.train:
+        if not Path(corpus.path).is_dir():
+            raise ConfigError(
+                f"There is no folder of shards {corpus.path}.",
+                "Build it with `videomamba data build`, or mend the path.",
+            )
+    if config.tokenizer is not None and not Path(config.tokenizer).is_dir():
+        raise ConfigError(
+            f"There is no tokenizer folder {config.tokenizer}.", "Mend the path, or leave `tokenizer` out to train one."
+        )
+    if config.init is not None and not Path(config.init).exists():
+        raise ConfigError(
+            f"There is no checkpoint {config.init} to start from.", "Run the earlier stage, or mend init."
+        )
+    if config.teacher is not None and config.teacher.weights is None:
+        source = config.teacher.source
+        if ("/" in source or source.startswith(".")) and ":" not in source and not Path(source).is_dir():
+            raise ConfigError(
+                f"There is no teacher folder {source}.", "Train one with `videomamba teacher`, or mend teacher.source."
+            )

@@ -1,0 +1,149 @@
+"""Ranks as processes: who this process is, and how ranks are started on this machine. Nothing here imports torch."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others of one run."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
+        return self.rank == 0
+
+
+def find_world(environment: Mapping[str, str] = os.environ) -> World:
+    """Who this process is: torchrun's variables (RANK, ...), else Slurm's (SLURM_PROCID, ...), else alone.
+
+    Slurm's are used only inside a step that `srun` started (SLURM_STEP_ID): a batch script's own shell
+    has SLURM_NTASKS too, and is no rank.
+    """
+    choices = [("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    if "SLURM_STEP_ID" in environment:
+        choices.append(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"))
+    for names in choices:
+        if names[0] in environment and names[2] in environment:
+            rank, size = int(environment[names[0]]), int(environment[names[2]])
+            local = int(environment.get(names[1], rank))
+            if not 0 <= rank < size:
+                raise UserError(
+                    f"{names[0]}={rank} is no rank of {size} ({names[2]}).", "Mend the launcher's variables."
+                )
+            return World(rank, local, size)
+    return World()
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_environment(world: World, address: str, port: int) -> dict[str, str]:
+    """The five variables that tell a process its rank."""
+    return {
+        "RANK": str(world.rank),
+        "LOCAL_RANK": str(world.local_rank),
+        "WORLD_SIZE": str(world.size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
+def meeting_point(world: World) -> tuple[str, int]:
+    """The address and port at which the ranks meet: what is set, a free port for one process, Slurm's first node."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if world.size == 1:
+        return "127.0.0.1", free_port()
+    if "SLURM_JOB_ID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
+        port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+        return _first_host(os.environ["SLURM_STEP_NODELIST"]), port
+    raise UserError(
+        f"This is rank {world.rank} of {world.size}, but MASTER_ADDR and MASTER_PORT are not set.",
+        "Set both to rank 0's address, or start the ranks with --ranks, torchrun or srun.",
+    )
+
+
+def _first_host(nodes: str) -> str:
+    """The first name in a Slurm node list: `gpu[003-005,9],big1` is gpu003."""
+    head, bracket, rest = nodes.partition("[")
+    if not bracket or "," in head:
+        return head.split(",")[0]
+    return head + rest.split("]")[0].split(",")[0].split("-")[0]
+
+
+def launch(ranks: int, arguments: Sequence[str]) -> int:
+    """Start `ranks` local processes of `videomamba ARGUMENTS` and wait; returns the exit code of the run.
+
+    The first rank that fails ends the others; Ctrl-C and TERM are passed on, so that every rank can save.
+    """
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "videomamba", *arguments]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **rank_environment(World(rank, rank, ranks), "127.0.0.1", port)},
+            preexec_fn=_die_with_parent,
+        )
+        for rank in range(ranks)
+    ]
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        for process in processes:
+            # Ctrl-C in a terminal reaches the children by itself, as members of our process group.
+            if process.poll() is None and not (number == signal.SIGINT and sys.stdin.isatty()):
+                process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(processes)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this child when the launcher dies, even by kill -9: no orphan writes on in a run folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+
+
+def _wait(processes: list["subprocess.Popen[bytes]"], grace: float = 10.0) -> int:
+    """The first exit code that is not 0, after the rest had `grace` seconds to leave by themselves."""
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [code for code in codes if code]
+        if failed:
+            deadline = time.monotonic() + grace
+            while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.05)
