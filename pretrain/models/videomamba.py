@@ -1,0 +1,258 @@
+"""The VideoMamba encoder: patches in space and time, one cls token, bidirectional mixers, a final norm.
+
+B batch, C channels, T frames, H x W pixels; K = T / tubelet token frames, N patches a frame, L = 1 + K N
+tokens (cls first, then frame by frame, row by row), V visible tokens, D width, P values of a patch.
+
+Patches do not overlap, so a patch is a row of pixels and its embedding a matrix product: hidden patches
+of a masked clip are never computed. State-dict names are the release's own (reference 1.7). Source:
+arXiv 2403.06977 and its code, as reference/videomamba.md describes them.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from data_pipeline import draws
+from pretrain.models.config import STEM_STRIDE, Pool, VisionConfig
+from pretrain.models.mixer import Mixer
+from pretrain.models.pos_embed import resize_spatial, resize_temporal, sincos_table
+
+NORM_EPS = 1e-5
+
+
+class VisionOutput(NamedTuple):
+    """What the encoder saw: final-normed tokens (cls at 0), the feature to align, and which tokens these are."""
+
+    tokens_BLD: Tensor
+    aligned_BLD: Tensor
+    visible_BV: Tensor | None
+    frames: int
+    """Token frames K of the input."""
+    length: int
+    """Tokens of the whole input, 1 + K N, hidden ones included."""
+
+    @property
+    def patches_BLD(self) -> Tensor:
+        """The tokens without cls: what the cross-modal layers attend to."""
+        return self.tokens_BLD[:, 1:]
+
+
+class PatchEmbed(nn.Module):
+    """Tubelets of pixels to tokens, by one linear map or by a convolutional stem and a linear map.
+
+    The stem (ours, not the release's) maps every 4x4 square of a frame to `stem_width` channels and a GELU
+    before the squares of a tubelet are joined; all its windows lie inside one patch.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.tubelet, self.patch = config.tubelet, config.patch_size
+        self.stem: nn.Conv2d | None = None
+        channels, side = config.channels, self.patch
+        if config.stem == "conv":
+            self.stem = nn.Conv2d(channels, config.stem_width, STEM_STRIDE, STEM_STRIDE)
+            channels, side = config.stem_width, self.patch // STEM_STRIDE
+        window = (self.tubelet, side, side)
+        self.proj = nn.Conv3d(channels, config.width, window, window)
+
+    def patches(self, video_BCTHW: Tensor) -> Tensor:
+        """The pixels of each patch in the order that `embed` reads them, (B, K * N, P)."""
+        B, C, T, H, W = video_BCTHW.shape
+        t, p, s = self.tubelet, self.patch, STEM_STRIDE
+        K, h, w = T // t, H // p, W // p
+        if self.stem is None:
+            tiles = video_BCTHW.reshape(B, C, K, t, h, p, w, p).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        else:
+            squares = video_BCTHW.reshape(B, C, K, t, h, p // s, s, w, p // s, s)
+            tiles = squares.permute(0, 2, 4, 7, 3, 5, 8, 1, 6, 9)
+        return tiles.reshape(B, K * h * w, -1)
+
+    def embed(self, patches_BLP: Tensor) -> Tensor:
+        """Tokens (B, L, D) of patches (B, L, P)."""
+        weight = self.proj.weight
+        if self.stem is not None:
+            squares = patches_BLP.unflatten(-1, (-1, self.stem.weight[0].numel()))
+            patches_BLP = F.gelu(F.linear(squares, self.stem.weight.flatten(1), self.stem.bias)).flatten(2)
+            weight = weight.permute(0, 2, 3, 4, 1)
+        return F.linear(patches_BLP, weight.flatten(1), self.proj.bias)
+
+
+class Block(nn.Module):
+    """One layer: norm, then mixer. The residual is added outside, in float32."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.mixer = Mixer(config)
+        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+
+    def forward(self, residual_BLD: Tensor) -> Tensor:
+        """The mixer's output on the normed residual stream."""
+        mixed_BLD: Tensor = self.mixer(self.norm(residual_BLD))
+        return mixed_BLD
+
+
+class AlignmentDecoder(nn.Module):
+    """Student features to the teacher's width: Linear, then LayerNorm (`clip_decoder.0` of the release)."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, out)
+        self.norm = nn.LayerNorm(out, eps=NORM_EPS)
+
+    def forward(self, feature_BVD: Tensor) -> Tensor:
+        """(B, V, D) -> (B, V, out)."""
+        out: Tensor = self.norm(self.head(feature_BVD))
+        return out
+
+
+class VideoMamba(nn.Module):
+    """The encoder of videos and images; heads, pooling norm and alignment decoder as the config says."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        K, rows, columns = config.grid
+        D = config.width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, D))
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, K, D))
+        self.patch_embed = PatchEmbed(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(D, eps=NORM_EPS)
+        if config.align_width:
+            self.clip_decoder = nn.ModuleList([AlignmentDecoder(D, config.align_width)])
+            table = sincos_table(1 + K * rows * columns, D)
+            self.register_buffer("position_table", table, persistent=False)
+        if config.pool_norm:
+            self.pool_norm = nn.LayerNorm(D, eps=NORM_EPS)
+        if config.classes:
+            self.head = nn.Linear(D, config.classes)
+        self.drop_rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The release's initialisation, apart from the time step where `dt_init` is "mamba"."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for block in self.layers:
+            out = block.mixer.out_proj.weight
+            nn.init.kaiming_uniform_(out, a=math.sqrt(5))
+            with torch.no_grad():
+                out /= math.sqrt(self.config.depth)
+            if self.config.dt_init == "mamba":
+                block.mixer.reset_time_step()
+
+    def forward(
+        self, video_BCTHW: Tensor, visible_BV: Tensor | None = None, seeds_B: Tensor | None = None
+    ) -> VisionOutput:
+        """Encode a clip, or with T == 1 an image (no temporal embedding; repeated to fill a tubelet).
+
+        `visible_BV` holds the sorted indices of the tokens to see, 0 (cls) first; None sees everything.
+        `seeds_B` (int64) draws drop path for each sample from its own seed, else from torch's generator.
+        Position tables are resized to the input's grid. Raises ValueError where pixels or frames do not divide.
+        """
+        residual_BLD, frames, length = self._embed(video_BCTHW, visible_BV)
+        dropped_BI = self._draw_drop_path(residual_BLD, seeds_B)
+        before_last_BLD = residual_BLD
+        for index, block in enumerate(self.layers):
+            before_last_BLD = residual_BLD
+            if self.config.checkpoint_blocks and self.training:
+                mixed_BLD = checkpoint(block, residual_BLD, use_reentrant=False)
+            else:
+                mixed_BLD = block(residual_BLD)
+            if dropped_BI is not None and self.drop_rates[index] > 0:
+                mixed_BLD = mixed_BLD * dropped_BI[:, index, None, None]
+            residual_BLD = residual_BLD + mixed_BLD
+        tokens_BLD = self.norm(residual_BLD)
+        aligned_BLD = before_last_BLD if self.config.align_source == "released" else tokens_BLD
+        return VisionOutput(tokens_BLD, aligned_BLD, visible_BV, frames, length)
+
+    def forward_tokens(
+        self, video_BCTHW: Tensor, visible_BV: Tensor | None = None, seeds_B: Tensor | None = None
+    ) -> VisionOutput:
+        """The same as calling the model, for callers that hold it inside another module."""
+        output: VisionOutput = self(video_BCTHW, visible_BV, seeds_B)
+        return output
+
+    def _embed(self, video_BCTHW: Tensor, visible_BV: Tensor | None) -> tuple[Tensor, int, int]:
+        """Tokens with their positions, (B, L or V, D) float32, the token frames K and the whole length L."""
+        image = video_BCTHW.shape[2] == 1
+        if image and self.config.tubelet > 1:
+            video_BCTHW = video_BCTHW.expand(-1, -1, self.config.tubelet, -1, -1)
+        B, _, T, H, W = video_BCTHW.shape
+        patch, tubelet = self.config.patch_size, self.config.tubelet
+        if T % tubelet or H % patch or W % patch:
+            raise ValueError(f"a clip of {T} frames of {H}x{W} does not divide by tubelet {tubelet} and patch {patch}")
+        frames = T // tubelet
+        table_LD = self._positions(frames, H // patch, W // patch, image)
+        patches_BLP = self.patch_embed.patches(video_BCTHW)
+        if visible_BV is None:
+            place_BLD = table_LD.expand(B, -1, -1)
+        else:
+            rows_BV1 = visible_BV[:, 1:, None] - 1
+            patches_BLP = patches_BLP.gather(1, rows_BV1.expand(-1, -1, patches_BLP.shape[2]))
+            place_BLD = F.embedding(visible_BV, table_LD)
+        tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), self.patch_embed.embed(patches_BLP)], dim=1)
+        return tokens_BLD + place_BLD, frames, table_LD.shape[0]
+
+    def _positions(self, frames: int, rows: int, columns: int, image: bool) -> Tensor:
+        """The sum of spatial and temporal embedding of every token, (L, D); cls has no temporal one."""
+        spatial_MD = resize_spatial(self.pos_embed, (rows, columns))[0]
+        if image:
+            return spatial_MD
+        temporal_KD = resize_temporal(self.temporal_pos_embedding, frames)[0]
+        patches_KND = spatial_MD[1:] + temporal_KD[:, None]
+        return torch.cat([spatial_MD[:1], patches_KND.flatten(0, 1)])
+
+    def _draw_drop_path(self, like: Tensor, seeds_B: Tensor | None) -> Tensor | None:
+        """Factors (B, depth): 0 where a layer's output is dropped, 1 / keep probability elsewhere."""
+        if not self.training or self.config.drop_path == 0:
+            return None
+        B, depth = like.shape[0], self.config.depth
+        if seeds_B is None:
+            uniform_BI = torch.rand(B, depth, device=like.device)
+        else:
+            uniform_BI = draws.uniform(seeds_B, "drop_path", depth).to(like.device)
+        rate_I = torch.tensor(self.drop_rates, device=like.device)
+        return (uniform_BI >= rate_I).float() / (1 - rate_I)
+
+    def align(self, output: VisionOutput) -> Tensor:
+        """Student features in the teacher's space, (B, V, align_width), not normalised.
+
+        A fixed sin-cos table tells the decoder where each visible token is. Needs `align_width` in the config.
+        """
+        table_LD = self.get_buffer("position_table")
+        if output.length > table_LD.shape[0]:
+            table_LD = sincos_table(output.length, self.config.width).to(table_LD.device)
+        place_BVD = table_LD[: output.length] if output.visible_BV is None else table_LD[output.visible_BV]
+        decoded: Tensor = self.clip_decoder[0](output.aligned_BLD + place_BVD)
+        return decoded
+
+    def pooled(self, tokens_BLD: Tensor, frames: int = 1, pool: Pool | None = None, per_frame: bool = False) -> Tensor:
+        """Vectors for a clip, (B, K', D), from tokens with cls at 0; through `pool_norm` where there is one.
+
+        K' is 1, or with `per_frame` the number of frames (every frame must show equally many patches).
+        "cls_cat_avg" puts cls before the means, (B, 1 + K', D).
+        """
+        pool = pool or self.config.pool
+        cls_B1D, patches_BLD = tokens_BLD[:, :1], tokens_BLD[:, 1:]
+        if pool == "cls":
+            out = cls_B1D
+        else:
+            mean_BKD = patches_BLD.unflatten(1, (frames if per_frame else 1, -1)).mean(2)
+            joined = {"avg": mean_BKD, "cls+avg": cls_B1D + mean_BKD}
+            out = joined[pool] if pool in joined else torch.cat([cls_B1D, mean_BKD], dim=1)
+        return self.pool_norm(out) if self.config.pool_norm else out
+
+    def classify(self, tokens_BLD: Tensor) -> Tensor:
+        """Logits (B, classes) from the cls token."""
+        logits: Tensor = self.head(tokens_BLD[:, 0])
+        return logits
