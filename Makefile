@@ -12,7 +12,7 @@ ifeq ($(origin PY),command line)
 STAMP :=
 endif
 
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -c constraints.txt
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --progress-bar off -c constraints.txt
 PYTEST := $(PY) -m pytest
 PACKAGES := configs data_pipeline pretrain retrieval_eval slurm videomamba
 
