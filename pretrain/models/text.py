@@ -68,7 +68,7 @@ class _Encoder(nn.Module):
 class _Bert(nn.Module):
     """Only a name in the state dict: `bert.embeddings.*` and `bert.encoder.*`."""
 
-    def __init__(self, embeddings: nn.Module, layers: list[nn.Module]) -> None:
+    def __init__(self, embeddings: Any, layers: list[nn.Module]) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.encoder = _Encoder(layers)

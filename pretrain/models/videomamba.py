@@ -36,7 +36,7 @@ class VisionOutput(NamedTuple):
     """Tokens of the whole input, 1 + K N, hidden ones included."""
 
     @property
-    def patches_BLD(self) -> Tensor:
+    def patches(self) -> Tensor:
         """The tokens without cls: what the cross-modal layers attend to."""
         return self.tokens_BLD[:, 1:]
 
@@ -143,6 +143,7 @@ class VideoMamba(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for block in self.layers:
+            assert isinstance(block, Block)
             out = block.mixer.out_proj.weight
             nn.init.kaiming_uniform_(out, a=math.sqrt(5))
             with torch.no_grad():
