@@ -145,18 +145,6 @@ class Order:
         self._kept[corpus, epoch] = order
         return order
 
-    def substitute(self, corpus: int, seed: int, index: int, attempt: int) -> tuple[int, int]:
-        """(index, seed) of what stands in for a lost sample, another one of the same corpus.
-
-        A pure draw from the lost sample's seed, which holds (run seed, corpus, epoch, sample), and the attempt.
-        """
-        size = self.corpora[corpus].size
-        drawn = derive(seed, "substitute", attempt)
-        if size == 1:
-            return index, drawn
-        other = (derive(drawn, "index") & ((1 << 62) - 1)) % (size - 1)
-        return other + (other >= index), drawn
-
     def _length(self, corpus: int) -> int:
         plan = self.corpora[corpus]
         return plan.size // plan.group_size * plan.group_size
@@ -190,6 +178,18 @@ def _dealt(share: Fraction, steps: int) -> int:
 def sample_seeds(seed: int, corpus: int, epoch_B: Int64Array, index_B: Int64Array) -> Int64Array:
     """(B,) the seed from which everything random about a sample in an epoch is drawn."""
     return derive(np.array([seed], dtype=np.int64), corpus, epoch_B, index_B)
+
+
+def substitute(seed: int, index: int, attempt: int, size: int) -> tuple[int, int]:
+    """(index, seed) of what stands in for a lost sample: another one of the same corpus of `size` samples.
+
+    A pure draw from the lost sample's seed, which holds (run seed, corpus, epoch, sample), and the attempt.
+    """
+    drawn = derive(seed, "substitute", attempt)
+    if size == 1:
+        return index, drawn
+    other = (derive(drawn, "index") & ((1 << 62) - 1)) % (size - 1)
+    return other + (other >= index), drawn
 
 
 def grouped_permutation(seed: int, labels: npt.NDArray[Any], group_size: int) -> Int64Array:

@@ -191,6 +191,10 @@ class Corpus:
         keys: list[str] = self._keys.tolist()
         return keys
 
+    def key(self, i: int) -> str:
+        """The key of sample `i`."""
+        return str(self._keys[i])
+
     def location(self, i: int) -> str:
         """`shard.tar:key@offset`, by which a fault is named."""
         return f"{self.shards[self._shard[i]]}:{self._keys[i]}@{self._spans[i, 0]}"

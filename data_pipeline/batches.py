@@ -1,0 +1,214 @@
+"""What a worker does: a plan of samples becomes a finished batch, with substitutes for what is lost.
+
+Letters: B clips of this rank, C channels, T frames, H and W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from configs.errors import UserError
+from data_pipeline.clips import Augment, ClipSource, Meta
+from data_pipeline.config import CaptionRule, FrameRuleName
+from data_pipeline.draws import derive, uniform_np
+from data_pipeline.frames import choose, middle_indices, shuffled_order
+from data_pipeline.order import BatchPlan, substitute
+from data_pipeline.preprocess import VisualPreprocess
+from data_pipeline.schema import Kind, LossReason, SampleError
+from data_pipeline.transforms import to_square
+
+MAX_ATTEMPTS = 20  # substitutes tried for one sample before the corpus is called unusable
+
+Control = Literal["normal", "shuffled", "repeated"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sample that could not be used: why, where it lies, and what was seen."""
+
+    reason: LossReason
+    location: str
+    detail: str
+
+
+@dataclass
+class Batch:
+    """This rank's clips of a step, or a batch of an evaluation (there `step` counts batches).
+
+    `frames` uint8 (B, C, T, H, W); `captions` one a clip and `all_captions` every one it has; `identity` int64
+    (B,), equal for equal media content; `seeds` int64 (B,), from which everything random about the clips is
+    drawn; `index` int64 (B,) their places in the corpus; `losses` what was met while making this batch.
+    """
+
+    frames: Tensor
+    captions: list[str]
+    identity: Tensor
+    seeds: Tensor
+    keys: list[str]
+    kind: Kind
+    step: int
+    corpus: int
+    attributes: list[dict[str, Any]]
+    all_captions: list[tuple[str, ...]]
+    index: Tensor
+    losses: list[Loss] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """The clips from `start` to `stop`, as views: a micro-batch."""
+        cut = slice(start, stop)
+        return Batch(
+            frames=self.frames[cut],
+            captions=self.captions[cut],
+            identity=self.identity[cut],
+            seeds=self.seeds[cut],
+            keys=self.keys[cut],
+            kind=self.kind,
+            step=self.step,
+            corpus=self.corpus,
+            attributes=self.attributes[cut],
+            all_captions=self.all_captions[cut],
+            index=self.index[cut],
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch with its frames in pinned memory, as DataLoader asks of its own types."""
+        self.frames = self.frames.pin_memory()
+        return self
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """One clip of a batch being made."""
+
+    meta: Meta
+    frames: Tensor
+    seed: int
+    index: int
+
+
+def _assemble(
+    filled: Sequence[_Filled], captions: list[str], kind: Kind, step: int, corpus: int, visual: VisualPreprocess
+) -> Batch:
+    size = visual.image_size
+    frames_BCTHW = torch.empty((len(filled), 3, visual.frames, size, size), dtype=torch.uint8)
+    for place, clip in enumerate(filled):
+        frames_BCTHW[place].copy_(clip.frames.transpose(0, 1))
+    return Batch(
+        frames=frames_BCTHW,
+        captions=captions,
+        identity=torch.tensor([clip.meta.identity for clip in filled], dtype=torch.int64),
+        seeds=torch.tensor([clip.seed for clip in filled], dtype=torch.int64),
+        keys=[clip.meta.key for clip in filled],
+        kind=kind,
+        step=step,
+        corpus=corpus,
+        attributes=[clip.meta.attributes for clip in filled],
+        all_captions=[clip.meta.captions for clip in filled],
+        index=torch.tensor([clip.index for clip in filled], dtype=torch.int64),
+    )
+
+
+class TrainBatches(Dataset[Any]):
+    """plan -> Batch, in a worker (or here, without workers); a UserError comes back as a value."""
+
+    def __init__(
+        self,
+        sources: Sequence[ClipSource],
+        augments: Sequence[Augment],
+        sizes: Sequence[int],
+        rule: FrameRuleName,
+        caption: CaptionRule,
+    ) -> None:
+        self.sources = list(sources)
+        self.augments = list(augments)
+        self.sizes = list(sizes)
+        self.rule = rule
+        self.caption = caption
+
+    def __getitem__(self, plan: BatchPlan) -> Batch | UserError:
+        losses: list[Loss] = []
+        source = self.sources[plan.corpus]
+        try:
+            filled = [
+                self._fill(plan.corpus, int(index), int(seed), losses)
+                for index, seed in zip(plan.index, plan.seeds, strict=True)
+            ]
+        except UserError as error:
+            return error
+        captions = [clip.meta.caption(self.caption, clip.seed) for clip in filled]
+        batch = _assemble(filled, captions, source.kind, plan.step, plan.corpus, source.visual)
+        batch.losses = losses
+        return batch
+
+    def _fill(self, corpus: int, index: int, seed: int, losses: list[Loss]) -> _Filled:
+        source = self.sources[corpus]
+        lost_index, lost_seed = index, seed
+        for attempt in range(MAX_ATTEMPTS + 1):
+            if attempt:
+                index, seed = substitute(lost_seed, lost_index, attempt, self.sizes[corpus])
+            try:
+                return self._read(source, corpus, index, seed)
+            except SampleError as error:
+                losses.append(Loss(error.reason, source.corpus.location(index), error.detail))
+        raise UserError(
+            f"{MAX_ATTEMPTS + 1} samples in a row could not be used, the last being {losses[-1].location} "
+            f"({losses[-1].reason.value}: {losses[-1].detail}).",
+            "Run `videomamba data verify` on the corpus.",
+            exit_code=1,
+        )
+
+    def _read(self, source: ClipSource, corpus: int, index: int, seed: int) -> _Filled:
+        T = source.visual.frames
+        meta = source.meta(index)
+        uniforms = uniform_np(seed, "frames", T)[0]
+        frames = source.frames(index, lambda n: choose(self.rule, n, T, uniforms))
+        return _Filled(meta, self.augments[corpus](frames, seed), seed, index)
+
+
+class EvalBatches(Dataset[Any]):
+    """(batch number, first, last + 1) -> Batch of the corpus in its own order; lost samples are left out.
+
+    Frames are the middle ones of T intervals; "shuffled" puts them in a drawn, wrong order, "repeated" shows the
+    middle one of them T times.
+    """
+
+    def __init__(self, source: ClipSource, control: Control, seed: int) -> None:
+        self.source = source
+        self.control = control
+        self.seed = seed
+
+    def __getitem__(self, span: tuple[int, int, int]) -> Batch | UserError:
+        number, start, stop = span
+        filled: list[_Filled] = []
+        losses: list[Loss] = []
+        for index in range(start, stop):
+            try:
+                filled.append(self._read(index))
+            except SampleError as error:
+                losses.append(Loss(error.reason, self.source.corpus.location(index), error.detail))
+            except UserError as error:
+                return error
+        captions = [clip.meta.captions[0] for clip in filled]
+        batch = _assemble(filled, captions, self.source.kind, number, 0, self.source.visual)
+        batch.losses = losses
+        return batch
+
+    def _read(self, index: int) -> _Filled:
+        visual = self.source.visual
+        meta = self.source.meta(index)
+        seed = derive(self.seed, "eval", index)
+        frames = self.source.frames(index, lambda n: middle_indices(n, visual.frames))
+        frames = to_square(frames, visual.image_size, visual.resize, visual.interpolation)
+        if self.control == "shuffled":
+            frames = frames[torch.from_numpy(shuffled_order(len(frames), seed))]
+        elif self.control == "repeated":
+            middle = len(frames) // 2
+            frames = frames[middle : middle + 1].expand_as(frames)
+        return _Filled(meta, frames, seed, index)

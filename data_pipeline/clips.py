@@ -1,0 +1,124 @@
+"""One corpus as a worker reads it: a sample's captions and identity, and its frames, from the cache or decoded.
+
+Everything here happens inside one process for one sample; batches, substitutes and counting are loader.py's.
+Letters: T frames, C channels, H and W pixels, S side of the square.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_pipeline.config import CaptionRule
+from data_pipeline.decode import decode_image, decode_video
+from data_pipeline.draws import uniform_np
+from data_pipeline.frame_cache import FrameCache
+from data_pipeline.frames import spread_indices
+from data_pipeline.preprocess import VisualPreprocess
+from data_pipeline.schema import Kind, LossReason, SampleError
+from data_pipeline.shards import Corpus
+from data_pipeline.transforms import crop_boxes, crop_to_square, flips, from_decoder, to_square
+
+REMEMBERED = 20_000  # samples whose captions a process keeps, about a kilobyte each
+
+Choose = Callable[[int], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a batch says of a sample. `identity` is the first 63 bits of the sha256 of its content."""
+
+    key: str
+    captions: tuple[str, ...]
+    identity: int
+    attributes: dict[str, Any]
+
+    def caption(self, rule: CaptionRule, seed: int) -> str:
+        """The first caption, or one drawn from the sample's seed."""
+        if rule == "first" or len(self.captions) == 1:
+            return self.captions[0]
+        draw = float(uniform_np(seed, "caption", 1)[0, 0])
+        return self.captions[min(int(draw * len(self.captions)), len(self.captions) - 1)]
+
+
+class ClipSource:
+    """The samples of a corpus, with an optional frame cache in front of the decoder; all faults are SampleErrors."""
+
+    def __init__(self, corpus: Corpus, kind: Kind, visual: VisualPreprocess, cache: FrameCache | None = None) -> None:
+        self.corpus = corpus
+        self.kind = kind
+        self.visual = visual
+        self.cache = cache
+        self._remembered: dict[int, Meta] = {}
+
+    def meta(self, index: int) -> Meta:
+        """Captions, identity and attributes of a sample."""
+        known = self._remembered.get(index)
+        if known is not None:
+            return known
+        tree = self.corpus.read_meta(index)
+        captions = tuple(str(caption) for caption in tree["captions"] if str(caption).strip())
+        if not captions:
+            raise SampleError(LossReason.EMPTY_CAPTION, "no caption with a letter in it")
+        digest = tree.get("sha256") or self.corpus.read(index).sha256
+        meta = Meta(self.corpus.key(index), captions, int(digest[:16], 16) >> 1, dict(tree.get("attributes") or {}))
+        if len(self._remembered) < REMEMBERED:
+            self._remembered[index] = meta
+        return meta
+
+    def frames(self, index: int, choose: Choose) -> Tensor:
+        """The chosen frames, uint8 (T, C, H, W): squares of the preprocessing's size from a cache, else as decoded.
+
+        `choose` maps the number of frames there are (in the cache, or in the clip) to sorted indices.
+        """
+        if self.cache is None:
+            return self._decode(index, choose)
+        held = self.cache.get(index)
+        if held is None:
+            held = self._fill(self.cache, index)
+        return torch.from_numpy(held[choose(len(held))])
+
+    def _fill(self, cache: FrameCache, index: int) -> npt.NDArray[np.uint8]:
+        try:
+            decoded = self._decode(index, lambda n: spread_indices(n, cache.spec.frames))
+        except SampleError as error:
+            cache.put_lost(index, error.reason)
+            raise
+        square = to_square(decoded, self.visual.image_size, self.visual.resize, self.visual.interpolation)
+        held: npt.NDArray[np.uint8] = square.contiguous().numpy()
+        cache.put(index, held)
+        return held
+
+    def _decode(self, index: int, choose: Choose) -> Tensor:
+        sample = self.corpus.read(index)
+        if self.kind == "image":
+            return from_decoder(decode_image(sample.media))
+        return from_decoder(decode_video(sample.media, choose, count=sample.probe.get("frames")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_remembered": {}}
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What a corpus's training frames go through: a random crop (scale (1, 1): none) and a random mirror image."""
+
+    visual: VisualPreprocess
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: bool
+
+    def __call__(self, frames_TCHW: Tensor, seed: int) -> Tensor:
+        """uint8 (T, C, S, S), all frames cropped and mirrored alike, drawn from the sample's seed."""
+        seeds = np.array([seed], dtype=np.int64)
+        size, interpolation = self.visual.image_size, self.visual.interpolation
+        if self.scale == (1.0, 1.0):
+            frames = to_square(frames_TCHW, size, self.visual.resize, interpolation)
+        else:
+            box = crop_boxes(seeds, np.array([frames_TCHW.shape[-2:]]), self.scale, self.ratio)[0]
+            frames = crop_to_square(frames_TCHW, box, size, interpolation)
+        return frames.flip(-1) if self.flip and bool(flips(seeds)[0]) else frames
