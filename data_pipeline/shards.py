@@ -195,16 +195,20 @@ class Corpus:
         """The key of sample `i`."""
         return str(self._keys[i])
 
+    def offset(self, i: int) -> int:
+        """Where the medium of sample `i` begins in its shard, in bytes."""
+        return int(self._spans[i, 0])
+
     def location(self, i: int) -> str:
         """`shard.tar:key@offset`, by which a fault is named."""
-        return f"{self.shards[self._shard[i]]}:{self._keys[i]}@{self._spans[i, 0]}"
+        return f"{self.shards[self._shard[i]]}:{self.key(i)}@{self.offset(i)}"
 
     def read(self, i: int) -> Sample:
         """Sample `i`, in one read; raises SampleError(DAMAGED_SHARD) where the bytes are not what the index says."""
         media_at, media_size, meta_at, meta_size = (int(value) for value in self._spans[i])
         begin = min(media_at, meta_at) - BLOCK
         data = self._bytes(i, begin, max(media_at + media_size, meta_at + meta_size) - begin)
-        key, extension = str(self._keys[i]), str(self._extensions[i])
+        key, extension = self.key(i), str(self._extensions[i])
         media = self._checked(i, data, media_at - begin, media_size, extension)
         meta = self._checked(i, data, meta_at - begin, meta_size, "json")
         return sample_of(key, extension, media, self._parsed(i, meta))

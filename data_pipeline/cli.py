@@ -1,0 +1,171 @@
+"""`videomamba data`: build, verify and describe shards of clips and captions, and render the demo's world."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from data_pipeline.card import BuildSummary
+
+app = typer.Typer(no_args_is_help=True, help="Build, verify and describe shards of clips and captions.")
+
+_SHOWN = 12  # clips of one reason named on the screen; the ledger names them all
+
+
+def _bar(unit: str) -> "Progress":
+    """A progress bar with rate and time left, on stderr; silent where stderr is no terminal."""
+    from rich import progress
+    from rich.console import Console
+
+    class Rate(progress.ProgressColumn):
+        """How many a second."""
+
+        def render(self, task: progress.Task) -> str:
+            speed = task.finished_speed or task.speed
+            return f"{speed:.0f} {unit}/s" if speed else ""
+
+    console = Console(stderr=True)
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        Rate(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@app.command(epilog="Example: videomamba data build clips/ corpus/ --csv captions.csv --caption-column text")
+def build(
+    source: Annotated[Path, typer.Argument(help="Folder of the media.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write shards, ledger and card into.")],
+    csv: Annotated[
+        Path | None, typer.Option(help="CSV or TSV of files and captions [default: the one in SOURCE].")
+    ] = None,
+    file_column: Annotated[str, typer.Option(help="Column of the files, relative to SOURCE.")] = "file",
+    caption_column: Annotated[str, typer.Option(help="Column of the captions.")] = "caption",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: the cores there are].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the shards [default: that of OUT].")] = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Clips in a shard.")] = 1000,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one clip may take.")] = 60.0,
+) -> None:
+    """Turn a folder of media and a table of captions into shards; run again after an interruption, it goes on.
+
+    One row is one caption; rows with the same file are captions of one clip, other columns become its attributes.
+    """
+    from data_pipeline.ingest import BuildConfig
+    from data_pipeline.ingest import build as run
+
+    request = BuildConfig(
+        source=source,
+        out=out,
+        csv=csv,
+        file_column=file_column,
+        caption_column=caption_column,
+        workers=workers,
+        name=name,
+        samples_per_shard=samples_per_shard,
+        time_limit=time_limit,
+    )
+    with _bar("clips") as bar:
+        task = bar.add_task("building", total=None, note="")
+        summary = run(
+            request, lambda settled, total, lost: bar.update(task, completed=settled, total=total, note=f"{lost} lost")
+        )
+    _print_summary(summary)
+
+
+def _print_summary(summary: "BuildSummary") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    if summary.nothing_to_do:
+        console.print(f"{summary.out} is already built: nothing to do.", highlight=False)
+    elif summary.resumed:
+        console.print("Went on where the last run stopped.", highlight=False)
+    table = Table("in the corpus", "", show_header=True)
+    table.add_row("samples", f"{summary.samples} ({summary.videos} videos, {summary.images} images)")
+    table.add_row("captions", str(summary.captions))
+    table.add_row("hours of video", f"{summary.hours:.2f}")
+    table.add_row("shards", str(summary.shards))
+    if not summary.nothing_to_do:
+        table.add_row("seconds", f"{summary.seconds:.1f}")
+    console.print(table)
+    if not summary.lost:
+        console.print("No clip was lost.")
+        return
+    lost = Table("lost", "clips", "for example", "why")
+    for reason, losses in summary.lost.items():
+        for i, loss in enumerate(losses[:_SHOWN]):
+            lost.add_row(reason if i == 0 else "", str(len(losses)) if i == 0 else "", loss.file, loss.detail)
+        if len(losses) > _SHOWN:
+            lost.add_row("", "", f"and {len(losses) - _SHOWN} more", "")
+    console.print(lost)
+    console.print(f"Every clip has its row in {summary.out / 'ledger.sqlite'}.", highlight=False)
+
+
+@app.command(epilog="Example: videomamba data verify corpus/ --decode 200")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder that `videomamba data build` wrote.")],
+    decode: Annotated[int, typer.Option(min=-1, help="How many clips to decode in full; -1 is all of them.")] = 64,
+) -> None:
+    """Read every member again, against index, hash and card, and decode some; exit code 1 if anything is wrong."""
+    from rich.console import Console
+
+    from data_pipeline.verify import verify as run
+
+    with _bar("samples") as bar:
+        task = bar.add_task("verifying", total=None, note="")
+        faults = run(
+            folder, "all" if decode < 0 else decode, lambda read, total: bar.update(task, completed=read, total=total)
+        )
+    console = Console(soft_wrap=True)
+    for fault in faults:
+        where = fault.shard if fault.key is None else f"{fault.shard}:{fault.key}@{fault.offset}"
+        console.print(f"{where}: {fault.what}", highlight=False, markup=False)
+    if faults:
+        console.print(f"{len(faults)} faults in {folder}. Copy it again, or build it again into an empty folder.")
+        raise typer.Exit(1)
+    console.print(f"{folder} is sound.", highlight=False)
+
+
+@app.command(epilog="Example: videomamba data info corpus/")
+def info(folder: Annotated[Path, typer.Argument(help="Folder that `videomamba data build` wrote.")]) -> None:
+    """Print the card of a corpus: what is in it, what was lost and why, how it was made."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from data_pipeline.card import read_card
+
+    card = read_card(folder)
+    table = Table("corpus", Column(str(card.get("name", folder.name)), overflow="fold"))
+    for field in (
+        "samples",
+        "videos",
+        "images",
+        "captions",
+        "hours",
+        "frames",
+        "bytes",
+        "content",
+        "created",
+        "command",
+    ):
+        if field in card:
+            table.add_row(field, str(card[field]))
+    table.add_row("shards", str(len(card.get("shards", []))))
+    table.add_row("sizes", ", ".join(f"{size} ({count})" for size, count in card.get("sizes", {}).items()))
+    table.add_row("attributes", ", ".join(card.get("attributes", [])) or "none")
+    for reason, losses in card.get("lost", {}).items():
+        names = ", ".join(entry["file"] for entry in losses["files"][:_SHOWN])
+        table.add_row(f"lost: {reason}", f"{losses['count']}: {names}" + (", ..." if losses["count"] > _SHOWN else ""))
+    if "world" in card:
+        table.add_row("world", str(card["world"]))
+    Console().print(table)
