@@ -7,8 +7,8 @@ __version__ = "0.1.0.dev0"
 
 # public name -> the module that defines it; importing `videomamba` imports none of them
 _PUBLIC = {
-    "create_model": "pretrain.models",
-    "load_encoder": "pretrain.export",
+    "create_model": "videomamba.api",
+    "load_model": "pretrain.checkpoint",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from configs.errors import UserError
-from configs.files import write_whole
+from data_pipeline.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def bench(
     rows = list(BENCHES[name](Size(batch, length, width, state, repeats)))
     _show(name, rows)
     if json_file is not None:
-        write_whole(json_file, json.dumps(_result(name, rows), indent=2) + "\n")
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(json_file, (json.dumps(_result(name, rows), indent=2) + "\n").encode())
 
 
 def _result(name: str, rows: list[Row]) -> dict[str, object]:

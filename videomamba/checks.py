@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 State = Literal["works", "absent", "broken"]
 GB = 1e9
@@ -79,30 +79,31 @@ def torch_and_devices() -> Iterator[Finding]:
 def _processor() -> Finding:
     import torch
 
-    seconds, seconds_bf16 = _product_seconds(torch.float32), _product_seconds(torch.bfloat16)
+    gain = _bf16_gain()
     units = [name for name in ("amx_bf16", "avx512_bf16") if name in _cpu_flags()]
-    gain = seconds / seconds_bf16
     advice = "" if gain > 1 else "; precision=fp32 is the faster choice"
     says = (
         f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, bf16 units: {', '.join(units) or 'none'}; "
-        f"a bf16 product runs {gain:.2f} times as fast as float32{advice}"
+        f"a bf16 product runs {gain:.1f} times as fast as float32{advice}"
     )
     return Finding("CPU", "works", says, needed=True)
 
 
-def _product_seconds(dtype: Any, size: int = 512, limit: float = 0.3) -> float:
-    """Median seconds of a square matrix product, within about `limit` seconds."""
+def _bf16_gain(size: int = 512, limit: float = 0.6) -> float:
+    """How many times faster a bf16 matrix product is than a float32 one: medians, in turns, `limit` seconds in all."""
     import torch
 
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    left @ right
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < limit and len(times) < 15):
-        began = time.perf_counter()
-        left @ right
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    factors = {dtype: torch.randn(size, size).to(dtype) for dtype in times}
+    ends = time.perf_counter() + limit
+    while len(times[torch.bfloat16]) < 4 or (time.perf_counter() < ends and len(times[torch.bfloat16]) < 16):
+        for dtype, factor in factors.items():
+            began = time.perf_counter()
+            factor @ factor
+            times[dtype].append(time.perf_counter() - began)
+    plain, short = (statistics.median(times[dtype][1:]) for dtype in (torch.float32, torch.bfloat16))  # without warm-up
+    return plain / short
 
 
 def _cpu_flags() -> set[str]:
@@ -115,13 +116,7 @@ def _cpu_flags() -> set[str]:
 
 def kernels() -> Iterator[Finding]:
     """The backends of the selective scan."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    yield Finding(
-        "C++ compiler",
-        "works" if compiler else "absent",
-        compiler or "none: the scan falls back to plain PyTorch, which is much slower",
-        "" if compiler else "apt-get install g++",
-    )
+    yield _compiler()
     try:
         from pretrain.ops import backends
 
@@ -132,6 +127,16 @@ def kernels() -> Iterator[Finding]:
     for backend in found:
         state: State = "works" if backend.available else "absent"
         yield Finding(f"kernel {backend.name}", state, backend.reason, needed=backend.name == "reference")
+
+
+def _compiler() -> Finding:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    return Finding(
+        "C++ compiler",
+        "works" if compiler else "absent",
+        compiler or "none: the scan falls back to plain PyTorch, which is much slower",
+        "" if compiler else "apt-get install g++",
+    )
 
 
 def media() -> Iterator[Finding]:
@@ -148,8 +153,8 @@ def media() -> Iterator[Finding]:
     yield _imported("av", "av")
 
 
-def libraries() -> Iterator[Finding]:
-    """The libraries that training and retrieval stand on."""
+def training() -> Iterator[Finding]:
+    """The libraries that training stands on."""
     from data_pipeline.torchvision_shim import ensure_torchvision
 
     try:
@@ -162,9 +167,15 @@ def libraries() -> Iterator[Finding]:
         ("transformers", "transformers"),
         ("webdataset", "webdataset"),
         ("deepspeed", "deepspeed"),
-        ("faiss", "faiss-cpu"),
     ):
         yield _imported(module, package)
+
+
+def retrieval() -> Iterator[Finding]:
+    """FAISS, by whichever of its packages brings it."""
+    from importlib.metadata import packages_distributions
+
+    yield _imported("faiss", packages_distributions().get("faiss", ["faiss-cpu"])[0])
 
 
 def room() -> Iterator[Finding]:
@@ -185,4 +196,12 @@ def room() -> Iterator[Finding]:
     yield Finding("shared memory", "broken" if small else "works", f"{free / GB:.1f} GB free in /dev/shm", cure)
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (python, torch_and_devices, kernels, media, libraries, room)
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    python,
+    torch_and_devices,
+    kernels,
+    media,
+    training,
+    retrieval,
+    room,
+)
