@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -99,3 +100,19 @@ def test_every_module_says_what_it_is():
         if not docstring or docstring.startswith("TODO"):
             faults.append(str(path.relative_to(ROOT)))
     assert faults == []
+
+
+@pytest.mark.parametrize("where", ["in the test", "at collection"])
+@pytest.mark.parametrize(
+    ("ci", "reason", "fails"),
+    [("true", "no ffmpeg on PATH", True), ("true", "needs a GPU", False), ("", "no ffmpeg on PATH", False)],
+)
+def test_in_ci_nothing_skips_for_want_of_what_ci_brings(python, tmp_path, where, ci, reason, fails):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    skip = f"pytest.skip({reason!r}, allow_module_level=True)"
+    body = f"{skip}\n" if where == "at collection" else f"def test_one():\n    {skip}\n"
+    (tmp_path / "test_skips.py").write_text(f"import pytest\n\n{body}")
+    (tmp_path / "test_passes.py").write_text("def test_two():\n    pass\n")
+    done = python("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", cwd=tmp_path, CI=ci)
+    assert (done.returncode != 0) == fails, done.stdout
+    assert (f"in CI this must not skip: Skipped: {reason}" in done.stdout) == fails

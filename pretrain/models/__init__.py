@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The models: the VideoMamba encoder, the text tower, the two joined, and the frozen teacher."""

@@ -99,7 +99,7 @@ def test_create_model_names_the_nearest_option():
     from configs.errors import ConfigError
     from videomamba import create_model
 
-    with pytest.raises(ConfigError, match="unknown key 'frame'.*Did you mean 'frames'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'frame'.*Did you mean 'frames'"):
         create_model("tiny", frame=4)
 
 
