@@ -1,0 +1,77 @@
+import json
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def built(videomamba, media_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "corpus"
+    return out, videomamba("data", "build", media_folder, out, "--samples-per-shard", "20", "--workers", "2")
+
+
+def test_build_names_and_counts_what_was_lost(built):
+    out, run = built
+    assert run.returncode == 0, run.stderr
+    assert "41 (40 videos, 1 images)" in run.stdout
+    for words in ("missing_file", "gone.mp4", "duplicate", "again.mp4", "same content as c03.mp4", "ledger.sqlite"):
+        assert words in run.stdout
+    assert json.loads((out / "dataset.json").read_text())["samples"] == 41
+
+
+def test_build_again_says_that_there_is_nothing_to_do(built, videomamba, media_folder):
+    run = videomamba("data", "build", media_folder, built[0], "--samples-per-shard", "20")
+    assert run.returncode == 0, run.stderr
+    assert "nothing to do" in run.stdout
+
+
+def test_info_prints_the_card(built, videomamba):
+    run = videomamba("data", "info", built[0])
+    assert run.returncode == 0, run.stderr
+    for words in ("41", "corpus", "64x48 (15)", "colour, good, place", "lost: not_media", "text.mp4"):
+        assert words in run.stdout
+
+
+def test_verify_agrees_and_then_does_not(built, videomamba, tmp_path):
+    for path in built[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    run = videomamba("data", "verify", tmp_path, "--decode", "-1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "is sound" in run.stdout
+    os.truncate(tmp_path / "corpus-000001.tar", 9000)
+    run = videomamba("data", "verify", tmp_path)
+    assert run.returncode == 1
+    assert "corpus-000001.tar: " in run.stdout.replace("\n", " ") or "corpus-000001.tar:" in run.stdout
+    assert "cut: 9000 bytes" in run.stdout
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["build", "nowhere", "out"], "no source folder nowhere"),
+        (["build", "{media}", "out", "--caption-column", "text"], "no column 'text'"),
+        (["build", "{media}", "out", "--csv", "no.csv"], "no manifest no.csv"),
+        (["verify", "nowhere"], "no corpus folder nowhere"),
+        (["info", "nowhere"], "no dataset.json in nowhere"),
+        (["build", "{media}", "out", "--workers", "0"], "--workers"),
+    ],
+)
+def test_a_wrong_request_is_two_sentences_and_exit_code_2(videomamba, media_folder, tmp_path, arguments, words):
+    run = videomamba("data", *(str(a).format(media=media_folder) for a in arguments), cwd=tmp_path)
+    assert run.returncode == 2, run.stderr
+    assert words in " ".join((run.stdout + run.stderr).replace("│", " ").split())
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["build", "verify", "info", "synthetic"])
+def test_help_has_an_example_and_imports_nothing_heavy(python, command):
+    code = (
+        "import sys; from data_pipeline.cli import app\n"
+        "try: app(['" + command + "', '--help'], standalone_mode=False)\n"
+        "finally: print(sorted({'torch', 'av', 'numpy', 'sqlite3', 'configs'} & set(sys.modules)))"
+    )
+    run = python("-c", code)
+    assert f"Example: videomamba data {command}" in " ".join(run.stdout.split())
+    assert run.stdout.splitlines()[-1] == "[]"
