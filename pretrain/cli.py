@@ -1,0 +1,118 @@
+"""`videomamba pretrain`, `videomamba teacher` and `videomamba checkpoint inspect`; torch is imported only to train."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.errors import UserError
+from configs.loader import load_config, to_yaml
+from pretrain.config import PretrainConfig, check_inputs, check_world
+from pretrain.launch import find_world, launch
+from pretrain.run_folder import RunFolder
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config such as demo/stage1.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Assignments over the config, such as optim.lr=1e-4.", metavar="[KEY=VALUE]..."),
+]
+
+
+@app.command(
+    "pretrain", epilog="Example: videomamba pretrain demo/stage1 out=runs/stage1 data.train.0.path=shards --ranks 2"
+)
+def pretrain(
+    config: Config,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)] = 1,
+    check: Annotated[bool, typer.Option("--check", help="Validate the run completely, without starting it.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved config and leave.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what a run left in the out folder first.")] = False,
+) -> None:
+    """Train stage 1 or stage 2 as a config says. The same command goes on where a run was interrupted."""
+    run = load_config(config, PretrainConfig, overrides or [])
+    if print_config:
+        typer.echo(to_yaml(run), nl=False)
+        return
+    world = find_world()
+    if "RANK" in os.environ and ranks > 1:
+        raise UserError("--ranks starts ranks, but this process is one already (RANK is set).", "Leave --ranks out.")
+    check_world(run, max(ranks, world.size))
+    check_inputs(run)
+    if check:
+        _check(run, max(ranks, world.size))
+        return
+    folder = RunFolder(run)
+    if world.size == 1:
+        if fresh:
+            folder.clear()
+        folder.check()
+        if folder.done is not None:
+            typer.echo(f"{folder.path} is finished (--fresh begins again).", err=True)
+            return
+    if ranks > 1:
+        raise typer.Exit(launch(ranks, ["pretrain", config, *(overrides or [])]))
+    from pretrain.trainer import train
+
+    raise typer.Exit(train(run, fresh=fresh and world.size > 1))
+
+
+def _check(run: PretrainConfig, ranks: int) -> None:
+    """Open everything that a run opens, build what it builds, and say what that is."""
+    from pretrain.trainer import describe
+
+    for line in describe(run, ranks):
+        typer.echo(line)
+
+
+@app.command("teacher", epilog="Example: videomamba teacher demo/teacher out=runs/teacher data.train.0.path=shards")
+def teacher(config: Config, overrides: Overrides = None) -> None:
+    """Train a tiny CLIP with open_clip on frames and captions, to be a teacher where none can be fetched."""
+    from pretrain.clip_tiny import ClipTinyConfig, train_clip
+
+    train_clip(load_config(config, ClipTinyConfig, overrides or []))
+
+
+checkpoint_app = typer.Typer(no_args_is_help=True)
+app.add_typer(checkpoint_app, name="checkpoint", help="Look into checkpoints.")
+
+
+@checkpoint_app.callback()
+def _checkpoints() -> None:
+    """Look into checkpoints."""
+
+
+@checkpoint_app.command("inspect", epilog="Example: videomamba checkpoint inspect runs/stage1")
+def checkpoint_inspect(
+    path: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its shape.")] = False,
+) -> None:
+    """Verify a checkpoint's files and say what it holds."""
+    from pretrain.checkpoint import load_weights, resolve, verify
+
+    folder = resolve(path)
+    meta = verify(folder)
+    weights = load_weights(folder)
+    count = sum(tensor.numel() for tensor in weights.values())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    for name, value in (
+        ("checkpoint", folder),
+        ("task", f"{meta.task}, step {meta.step}, {meta.ranks} rank(s), ZeRO {meta.zero_stage}"),
+        ("config", f"{meta.config} (config.yaml beside it)"),
+        ("model", f"{meta.model.kind}, {len(weights)} tensors, {count:,} numbers"),
+        ("files", f"{len(meta.files)}, {size / 2**20:.1f} MiB, all as written"),
+        ("versions", ", ".join(f"{package} {version}" for package, version in meta.versions.items())),
+        (
+            "data",
+            f"{meta.counters.get('seen', 0):,} samples seen by rank 0, lost: {meta.counters.get('lost') or 'none'}",
+        ),
+    ):
+        typer.echo(f"{name:<11}{value}")
+    if tensors:
+        for name, tensor in weights.items():
+            typer.echo(
+                f"  {name:<64}{'x'.join(str(n) for n in tensor.shape):<20}{str(tensor.dtype).removeprefix('torch.')}"
+            )

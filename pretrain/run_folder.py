@@ -1,0 +1,107 @@
+"""The folder of a run: whose it is, whether it is finished, and that only one process trains in it. No torch here.
+
+config.yaml    the resolved config; a run of another config is refused
+done.json      written last, when every step was taken
+.lock          held by rank 0 while it trains; the system lets go of it when the process dies
+log.jsonl, tensorboard/, checkpoints/, tokenizer/
+"""
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from configs.errors import UserError
+from configs.loader import digest, read_tree, to_yaml
+from data_pipeline.files import disk_errors, write_whole
+from pretrain.config import PretrainConfig
+
+OURS = ("config.yaml", "done.json", "log.jsonl", "tensorboard", "checkpoints", "tokenizer")
+
+FREE = ("out", "device", "threads", "micro_batch", "log", "checkpoint", "data.workers", "data.prefetch")
+"""Keys that may differ when a run goes on: they change where and how fast, but not what is computed."""
+
+
+def identity(config: PretrainConfig) -> dict[str, Any]:
+    """What makes a run this run: its config without the FREE keys, as one flat mapping of dotted keys."""
+    flat = _flat(config.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if not _is_free(key)}
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def run_digest(config: PretrainConfig) -> str:
+    """16 hex digits of `identity`."""
+    return digest(identity(config))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        items = [(str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list) and any(isinstance(value, (dict, list)) for value in tree):
+        items = [(str(index), value) for index, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+class RunFolder:
+    """The folder `config.out`."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config, self.path = config, Path(config.out)
+        self._lock: IO[str] | None = None
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """done.json of a finished run, or None."""
+        marker = self.path / "done.json"
+        return dict(json.loads(marker.read_text())) if marker.is_file() else None
+
+    def check(self) -> None:
+        """Raise UserError if the folder holds a run of another config; the first few keys that differ are named."""
+        stored = self.path / "config.yaml"
+        if not stored.is_file():
+            return
+        theirs = {key: value for key, value in _flat(read_tree(stored)).items() if not _is_free(key)}
+        ours = identity(self.config)
+        differ = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+        if differ:
+            said = "; ".join(f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in differ[:3])
+            more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+            raise UserError(
+                f"{self.path} holds a run of another config ({said}{more}).",
+                "Give another out=, or --fresh to remove that run and begin again.",
+            )
+
+    def clear(self) -> None:
+        """Remove what a run wrote here, and nothing else."""
+        for name in OURS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def claim(self) -> None:
+        """Make the folder ours: take its lock, write config.yaml. Raises UserError if another process trains in it."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"Another process is training in {self.path}.", "Wait for it, stop it, or give another out=."
+            ) from error
+        write_whole(self.path / "config.yaml", to_yaml(self.config).encode())
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write done.json: every step was taken and saved."""
+        write_whole(self.path / "done.json", json.dumps(record, indent=2).encode())

@@ -1,0 +1,388 @@
+"""The one training loop, on DeepSpeed for every number of ranks, one CPU process among them.
+
+    videomamba pretrain CONFIG            starts the run, or goes on from its last checkpoint
+
+A task gives a model and losses; nothing here knows which. What a run writes: run_folder.py, metrics_log.py and
+checkpoint.py. The position is the step consumed; torch's own generator is seeded at every step from (seed,
+step, rank), so a resumed run needs nothing but the checkpoint.
+"""
+
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from data_pipeline.draws import derive
+from data_pipeline.loader import Batch, TrainLoader, check_bad_fraction
+from pretrain import checkpoint, distributed
+from pretrain.config import DEEPSPEED, PretrainConfig, check_world
+from pretrain.launch import World
+from pretrain.metrics_log import MetricsLog, Window
+from pretrain.optim import Optimizer, set_learning_rates
+from pretrain.run_folder import RunFolder, run_digest
+from pretrain.schedule import warmup_cosine
+from pretrain.tasks import Task, build_task
+from pretrain.tokenizer import train_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def train(config: PretrainConfig, fresh: bool = False) -> int:
+    """Run `config` to its end, from where its folder says; returns the exit code (130 or 143 after a signal).
+
+    Every rank calls this. Raises UserError for what a user can mend, on every rank alike where one rank finds it.
+    """
+    device = torch.device(pick_device(config))
+    set_threads(config)
+    world = distributed.init(device.type)
+    check_world(config, world.size)
+    folder = RunFolder(config)
+    if not _open(folder, fresh):
+        return 0
+    task = build_task(config, device, _tokenizer(config, folder))
+    engine = start_engine(config, task, world)
+    step, counters = _resume(engine, folder)
+    loader = TrainLoader(
+        config.data, config.seed, world.rank, world.size, step, config.steps, pin_memory=device.type == "cuda"
+    )
+    if counters is not None and world.first:
+        loader.load_state_dict(counters)
+    title = f"{config.task} {folder.path.name}"
+    with (
+        stop_signals() as received,
+        MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics,
+    ):
+        step = _loop(config, task, engine, loader, world, metrics, received, step)
+    if step < config.steps:
+        log.warning("stopped by a signal at step %d of %d; the same command goes on from there", step, config.steps)
+        return 128 + received[0] if received else 128 + signal.SIGTERM
+    distributed.barrier()
+    if world.first:
+        folder.finish({"step": step, "config": run_digest(config), "ranks": world.size, "lost": loader.state_dict()})
+    return 0
+
+
+def _loop(
+    config: PretrainConfig,
+    task: Task,
+    engine: Any,
+    loader: TrainLoader,
+    world: World,
+    metrics: MetricsLog,
+    received: list[int],
+    step: int,
+) -> int:
+    """Take steps until the end or a signal; returns the step reached, which is saved."""
+    optim, every = config.optim, config.checkpoint.every_steps
+    window, stopping, saved = Window(), False, step
+    batches = iter(loader)
+    while step < config.steps and not stopping:
+        began = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - began
+        torch.manual_seed(derive(config.seed, "torch", step, world.rank))
+        factor = warmup_cosine(step, config.steps, optim.warmup_steps, optim.min_lr / optim.lr)
+        rates = set_learning_rates(engine.basic_optimizer, factor)
+
+        values = accumulate(engine, batch, config.micro_batch or len(batch))
+        norm = gradient_norm(engine)
+        said = share(values, norm, bool(received), loader, world)
+        require_finite(said, values, norm, step, batch)
+        clip_gradients(engine, norm, optim.clip_norm)
+        engine.step()
+
+        step += 1
+        stopping = said.pop("stopping") > 0
+        if world.size > 1:
+            check_bad_fraction(int(said.pop("lost")), int(said.pop("seen")), config.data.max_bad_fraction)
+        window.add(said, len(batch) * world.size, waited)
+        metrics.advance(step)
+        if step % config.log.every_steps == 0 or step == config.steps or stopping:
+            metrics.write(record(step, window, rates, task, config, world))
+            window = Window()
+        if stopping or step == config.steps or (every is not None and step % every == 0):
+            save(config, task, engine, loader, world, step)
+            saved = step
+    assert saved == step or step == config.steps
+    return step
+
+
+def describe(config: PretrainConfig, ranks: int) -> list[str]:
+    """What the run would train on, built and opened as it would be but not started; UserError where it could not."""
+    from data_pipeline.loader import open_order
+
+    check_world(config, ranks)
+    RunFolder(config).check()
+    order = open_order(config.data, config.seed)
+    order.batch(0)
+    lines = [
+        f"{config.task}, {config.steps} steps of {config.data.batch} samples on {ranks} rank(s), {config.deepspeed}"
+    ]
+    lines += [f"corpus {corpus.name}: {corpus.size} {corpus.kind}s" for corpus in order.corpora]
+    if config.text is not None and config.tokenizer is None:
+        return [*lines, "the tokenizer will be trained from the captions when the run starts"]
+    task = build_task(config, torch.device("cpu"), None if config.tokenizer is None else Path(config.tokenizer))
+    lines += [
+        f"parameters {group['name']}: {sum(p.numel() for p in group['params']):,} ({group['method']}, "
+        f"lr {group['lr']:g}, weight decay {group['weight_decay']:g})"
+        for group in task.parameter_groups()
+    ]
+    return [*lines, "this run can start"]
+
+
+def pick_device(config: PretrainConfig) -> str:
+    """cpu or cuda. Raises UserError if cuda is asked for and not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU here.", "Use device=cpu, or see `videomamba doctor`.")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def set_threads(config: PretrainConfig) -> None:
+    """Torch's threads for this rank: as the config or OMP_NUM_THREADS says, else the cores shared by the ranks here."""
+    if config.threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // here))
+
+
+def _open(folder: RunFolder, fresh: bool) -> bool:
+    """Claim the run folder on rank 0; False, on every rank, if the run is finished."""
+
+    def claim() -> None:
+        if fresh:
+            folder.clear()
+        folder.check()
+        if folder.done is None:
+            folder.claim()
+
+    checkpoint.on_first(claim)
+    done = distributed.gather_objects(folder.done is not None)[0]
+    if done:
+        log.info("%s is finished, nothing to do (--fresh begins again)", folder.path)
+    return not done
+
+
+def _tokenizer(config: PretrainConfig, folder: RunFolder) -> Any:
+    """The folder of the run's tokenizer, trained by rank 0 from the corpora's captions where none is given."""
+    if config.text is None:
+        return None
+    if config.tokenizer is not None:
+        return Path(config.tokenizer)
+    own, vocab_size = folder.path / "tokenizer", config.text.vocab_size
+
+    def make() -> None:
+        if not own.is_dir():
+            from data_pipeline.shards import Corpus
+
+            captions = (
+                config.text_preprocess.clean_caption(caption)
+                for corpus in config.data.train
+                for meta in Corpus.open(corpus.path).metas()
+                for caption in meta["captions"]
+            )
+            train_tokenizer(captions, own, vocab_size)
+
+    checkpoint.on_first(make)
+    return own
+
+
+class _Trained(nn.Module):
+    """What DeepSpeed wraps: the task's model, whose forward pass is the task's losses."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task = [task]  # in a list, so that it is no submodule
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the task's losses, and each of them without gradient."""
+        losses = self._task[0].losses(batch)
+        return torch.stack([loss.float() for loss in losses.values()]).sum(), {
+            name: loss.detach().float() for name, loss in losses.items()
+        }
+
+
+def start_engine(config: PretrainConfig, task: Task, world: World) -> Any:
+    """DeepSpeed's engine around the task's model, by configs/deepspeed/NAME.json and what the run's config implies."""
+    deepspeed = distributed.quiet_deepspeed()
+    settings = json.loads((DEEPSPEED / f"{config.deepspeed}.json").read_text())
+    share = config.data.batch // world.size
+    micro = config.micro_batch or share
+    settings |= {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": share // micro,
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+    }
+    if config.zero_stage and config.optim.clip_norm is not None:
+        settings["gradient_clipping"] = config.optim.clip_norm
+    optim = config.optim
+    optimizer = Optimizer(task.parameter_groups(), optim.betas, optim.eps, optim.momentum)
+    engine, *_ = deepspeed.initialize(model=_Trained(task), optimizer=optimizer, config=settings)
+    # Alone, there is nothing to reduce, and flattening every gradient to find that out costs time.
+    engine.enable_backward_allreduce = world.size > 1 or config.zero_stage > 0
+    return engine
+
+
+def _resume(engine: Any, folder: RunFolder) -> tuple[int, dict[str, Any] | None]:
+    """Load the newest whole checkpoint, if there is one; the step to go on from, and the loader's counters."""
+    found: list[Any] = [None]
+
+    def look() -> None:
+        found[0] = checkpoint.newest_whole(folder.path)
+
+    checkpoint.on_first(look)
+    newest = distributed.gather_objects(found[0])[0]
+    if newest is None:
+        return 0, None
+    step = checkpoint.restore(engine, newest)
+    log.info("going on from %s", newest)
+    return step, checkpoint.read_meta(newest).counters
+
+
+def accumulate(engine: Any, batch: Batch, micro: int) -> dict[str, Tensor]:
+    """Backward passes over the batch, `micro` samples at a time; the mean of each loss over them, this rank's."""
+    parts = -(-len(batch) // micro)
+    sums: dict[str, Tensor] = {}
+    for number in range(parts):
+        engine.set_gradient_accumulation_boundary(number == parts - 1)
+        piece = batch if parts == 1 else batch.part(number * micro, (number + 1) * micro)
+        loss, losses = engine(piece)
+        engine.backward(loss / parts, scale_wrt_gas=False)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value / parts
+    if not engine.enable_backward_allreduce:
+        for parameter in engine.module.parameters():  # as the reduction does: unused is zero, not absent
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    return sums
+
+
+def gradient_norm(engine: Any) -> Tensor:
+    """The norm of the whole gradient, the same on every rank, before clipping; DeepSpeed has reduced it by now."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
+    optimizer = engine.optimizer
+    if stage == 3:
+        from deepspeed.runtime.utils import get_global_norm
+
+        return torch.as_tensor(get_global_norm(optimizer._get_norm_groups()))
+    return torch.as_tensor(optimizer.scaled_global_norm())
+
+
+def clip_gradients(engine: Any, norm: Tensor, limit: float | None) -> None:
+    """Scale the gradient to at most `limit`; with ZeRO, DeepSpeed does it when it steps."""
+    if limit is not None and engine.zero_optimization_stage() == 0:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def share(
+    values: dict[str, Tensor], norm: Tensor, stopping: bool, loader: TrainLoader, world: World
+) -> dict[str, float]:
+    """The losses' means over ranks by name (`loss/...`), the norm, and with more ranks what else they must agree on."""
+    numbers = [*values.values(), norm.to(torch.float32).reshape(())]
+    names = [*(f"loss/{name}" for name in values), "grad_norm"]
+    if world.size == 1:
+        return dict(zip(names, torch.stack(numbers).tolist(), strict=True)) | {"stopping": float(stopping)}
+    counts = torch.tensor([stopping, loader.lost.total(), loader.seen], dtype=torch.float64)
+    row = torch.cat([torch.stack(numbers).double().cpu(), counts]).to(norm.device)
+    total = distributed.all_reduce_sum(row).tolist()
+    means = {name: value / world.size for name, value in zip(names, total[: len(names)], strict=True)}
+    return means | dict(zip(("stopping", "lost", "seen"), total[len(names) :], strict=True))
+
+
+def require_finite(said: dict[str, float], values: dict[str, Tensor], norm: Tensor, step: int, batch: Batch) -> None:
+    """Raise UserError on every rank, naming ranks, step and sample keys, unless all losses and the norm are finite."""
+    if all(math.isfinite(value) for value in said.values()):
+        return
+    bad = [name for name, value in values.items() if not bool(value.isfinite())]
+    mine = (bad, batch.keys[:8])
+    everyone = distributed.gather_objects(mine)
+    ranks = {number: entry for number, entry in enumerate(everyone) if entry[0]}
+    if ranks:
+        seen = "; ".join(f"rank {n}: {', '.join(names)} of {', '.join(keys)}" for n, (names, keys) in ranks.items())
+        cause = f"A loss is not finite at step {step} ({seen})."
+    else:
+        keys = ", ".join(everyone[0][1])
+        cause = f"The gradient norm is {float(norm)} at step {step}, with finite losses (rank 0's samples: {keys})."
+    raise UserError(
+        f"{cause} The step was not applied; the last checkpoint stands.",
+        "Lower the learning rate, set optim.clip_norm, or use precision=fp32, with another out=.",
+        exit_code=1,
+    )
+
+
+def record(
+    step: int, window: Window, rates: dict[str, float], task: Task, config: PretrainConfig, world: World
+) -> dict[str, Any]:
+    """A line of the log, as metrics_log.py describes it."""
+    means = window.means()
+    losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
+    return {
+        "step": step,
+        "loss": sum(losses.values()),
+        "losses": losses,
+        "metrics": {name: float(value) for name, value in task.metrics.items()},
+        "lr": rates,
+        "grad_norm": means["grad_norm"],
+        **window.rates(world.size, config.steps - step),
+        "memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most memory used so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def save(config: PretrainConfig, task: Task, engine: Any, loader: TrainLoader, world: World, step: int) -> None:
+    """A checkpoint at `step`; every rank calls this."""
+    meta = checkpoint.Meta(
+        step=step,
+        task=config.task,
+        config=run_digest(config),
+        ranks=world.size,
+        zero_stage=config.zero_stage,
+        model=task.meta,
+        counters=loader.state_dict(),
+        versions=checkpoint.versions(),
+    )
+    checkpoint.save(engine, task.model, config, meta, task.preprocess, task.tokenizer_folder)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the loop stops at a step's edge; a second one stops at once."""
+    received: list[int] = []
+
+    def take(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
