@@ -1,11 +1,11 @@
 """The VideoMamba encoder: patches in space and time, one cls token, bidirectional mixers, a final norm.
 
 B batch, C channels, T frames, H x W pixels; K = T / tubelet token frames, N patches a frame, L = 1 + K N
-tokens (cls first, then frame by frame, row by row), V visible tokens, D width, P values of a patch.
+tokens (cls first, then frame by frame, row by row), V visible tokens, D width; P values of a patch, S squares
+of it, Q values of a square, E channels of the stem.
 
-Patches do not overlap, so a patch is a row of pixels and its embedding a matrix product: hidden patches
-of a masked clip are never computed. State-dict names are the release's own (reference 1.7). Source:
-arXiv 2403.06977 and its code, as reference/videomamba.md describes them.
+State-dict names are the release's own (reference 1.7). Source: arXiv 2403.06977 and its code, as
+reference/videomamba.md describes them.
 """
 
 import math
@@ -42,10 +42,11 @@ class VisionOutput(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Tubelets of pixels to tokens, by one linear map or by a convolutional stem and a linear map.
+    """Tubelets of pixels to tokens, by one convolution or by a convolutional stem and a linear map.
 
     The stem (ours, not the release's) maps every 4x4 square of a frame to `stem_width` channels and a GELU
-    before the squares of a tubelet are joined; all its windows lie inside one patch.
+    before the squares of a tubelet are joined. All its windows lie inside one patch, so it is two matrix
+    products over the pixels of a patch, and hidden patches are never computed.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -59,26 +60,31 @@ class PatchEmbed(nn.Module):
         window = (self.tubelet, side, side)
         self.proj = nn.Conv3d(channels, config.width, window, window)
 
-    def patches(self, video_BCTHW: Tensor) -> Tensor:
-        """The pixels of each patch in the order that `embed` reads them, (B, K * N, P)."""
+    def forward(self, video_BCTHW: Tensor, visible_BV: Tensor | None = None) -> Tensor:
+        """Patch tokens (B, K N, D), or those of the visible indices alone, (B, V - 1, D)."""
+        if self.stem is None:
+            # The release's own convolution: a matrix product rounds otherwise, and the first norms magnify that.
+            tokens_BLD = self.proj(video_BCTHW).flatten(2).transpose(1, 2)
+            return _take(tokens_BLD, visible_BV)
+        squares_BLSQ = _take(self._squares(video_BCTHW), visible_BV).unflatten(2, (-1, self.stem.weight[0].numel()))
+        lit_BLSE = F.gelu(F.linear(squares_BLSQ, self.stem.weight.flatten(1), self.stem.bias))
+        weight_DP = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        return F.linear(lit_BLSE.flatten(2), weight_DP, self.proj.bias)
+
+    def _squares(self, video_BCTHW: Tensor) -> Tensor:
+        """The pixels of each patch, square by square, (B, K N, P)."""
         B, C, T, H, W = video_BCTHW.shape
         t, p, s = self.tubelet, self.patch, STEM_STRIDE
-        K, h, w = T // t, H // p, W // p
-        if self.stem is None:
-            tiles = video_BCTHW.reshape(B, C, K, t, h, p, w, p).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        else:
-            squares = video_BCTHW.reshape(B, C, K, t, h, p // s, s, w, p // s, s)
-            tiles = squares.permute(0, 2, 4, 7, 3, 5, 8, 1, 6, 9)
-        return tiles.reshape(B, K * h * w, -1)
+        cut = video_BCTHW.reshape(B, C, T // t, t, H // p, p // s, s, W // p, p // s, s)
+        return cut.permute(0, 2, 4, 7, 3, 5, 8, 1, 6, 9).reshape(B, (T // t) * (H // p) * (W // p), -1)
 
-    def embed(self, patches_BLP: Tensor) -> Tensor:
-        """Tokens (B, L, D) of patches (B, L, P)."""
-        weight = self.proj.weight
-        if self.stem is not None:
-            squares = patches_BLP.unflatten(-1, (-1, self.stem.weight[0].numel()))
-            patches_BLP = F.gelu(F.linear(squares, self.stem.weight.flatten(1), self.stem.bias)).flatten(2)
-            weight = weight.permute(0, 2, 3, 4, 1)
-        return F.linear(patches_BLP, weight.flatten(1), self.proj.bias)
+
+def _take(patches_BLP: Tensor, visible_BV: Tensor | None) -> Tensor:
+    """The visible patches; index 0 of `visible_BV` is cls, which is no patch."""
+    if visible_BV is None:
+        return patches_BLP
+    rows_BV1 = visible_BV[:, 1:, None] - 1
+    return patches_BLP.gather(1, rows_BV1.expand(-1, -1, patches_BLP.shape[2]))
 
 
 class Block(nn.Module):
@@ -193,25 +199,22 @@ class VideoMamba(nn.Module):
         if T % tubelet or H % patch or W % patch:
             raise ValueError(f"a clip of {T} frames of {H}x{W} does not divide by tubelet {tubelet} and patch {patch}")
         frames = T // tubelet
-        table_LD = self._positions(frames, H // patch, W // patch, image)
-        patches_BLP = self.patch_embed.patches(video_BCTHW)
-        if visible_BV is None:
-            place_BLD = table_LD.expand(B, -1, -1)
-        else:
-            rows_BV1 = visible_BV[:, 1:, None] - 1
-            patches_BLP = patches_BLP.gather(1, rows_BV1.expand(-1, -1, patches_BLP.shape[2]))
-            place_BLD = F.embedding(visible_BV, table_LD)
-        tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), self.patch_embed.embed(patches_BLP)], dim=1)
-        return tokens_BLD + place_BLD, frames, table_LD.shape[0]
+        patches_BLD = self.patch_embed(video_BCTHW, visible_BV)
+        tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), patches_BLD], dim=1)
+        # One after the other, as released: where pixels and positions nearly cancel, the order is seen in float32.
+        for table_LD in self._positions(frames, H // patch, W // patch, image):
+            tokens_BLD = tokens_BLD + (table_LD if visible_BV is None else F.embedding(visible_BV, table_LD))
+        return tokens_BLD, frames, 1 + frames * (H // patch) * (W // patch)
 
-    def _positions(self, frames: int, rows: int, columns: int, image: bool) -> Tensor:
-        """The sum of spatial and temporal embedding of every token, (L, D); cls has no temporal one."""
+    def _positions(self, frames: int, rows: int, columns: int, image: bool) -> list[Tensor]:
+        """What is added to every token, each (L, D): its place in the frame, and in a clip its time (0 for cls)."""
         spatial_MD = resize_spatial(self.pos_embed, (rows, columns))[0]
         if image:
-            return spatial_MD
+            return [spatial_MD]
         temporal_KD = resize_temporal(self.temporal_pos_embedding, frames)[0]
-        patches_KND = spatial_MD[1:] + temporal_KD[:, None]
-        return torch.cat([spatial_MD[:1], patches_KND.flatten(0, 1)])
+        place_LD = torch.cat([spatial_MD[:1], spatial_MD[1:].repeat(frames, 1)])
+        time_LD = torch.cat([torch.zeros_like(temporal_KD[:1]), temporal_KD.repeat_interleave(rows * columns, dim=0)])
+        return [place_LD, time_LD]
 
     def _draw_drop_path(self, like: Tensor, seeds_B: Tensor | None) -> Tensor | None:
         """Factors (B, depth): 0 where a layer's output is dropped, 1 / keep probability elsewhere."""

@@ -1,0 +1,30 @@
+"""The masked student of stage 1 against the published one: features, loss and every parameter's gradient."""
+
+import torch
+from torch.nn import functional as F
+
+from pretrain.losses import alignment_loss
+from pretrain.models.videomamba import VideoMamba
+
+
+def test_stage1_encoder(golden, errors, visible):
+    file = golden("stage1_encoder")
+    model = VideoMamba(file.vision(align_width=file.config["clip_output_dim"]))
+    model.load_state_dict(file.under("weight."))
+    model.train()
+    student = model.align(model(file["video"], visible(file["mask"])))
+    loss = alignment_loss(student, file["target"][0])
+    loss.backward()
+    errors.check("student", F.normalize(student, dim=-1), file["student"])
+    errors.check("loss", loss, file["loss"])
+    errors.gradients(model, file.under("grad."))
+
+
+def test_the_last_layer_learns_where_alignment_takes_the_output(golden, visible):
+    file = golden("stage1_encoder")
+    config = file.vision(align_width=file.config["clip_output_dim"]).model_copy(update={"align_source": "output"})
+    model = VideoMamba(config)
+    model.load_state_dict(file.under("weight."))
+    alignment_loss(model.align(model(file["video"], visible(file["mask"]))), file["target"][0]).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not torch.any(p.grad)]
+    assert not silent
