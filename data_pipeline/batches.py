@@ -5,16 +5,18 @@ Letters: B clips of this rank, C channels, T frames, H and W pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from configs.errors import UserError
-from data_pipeline.clips import Augment, ClipSource, Meta
+from data_pipeline.clips import Augment, ClipSource, Draws, Meta
 from data_pipeline.config import CaptionRule, FrameRuleName
-from data_pipeline.draws import derive, uniform_np
+from data_pipeline.draws import derive
 from data_pipeline.frames import choose, middle_indices, shuffled_order
 from data_pipeline.order import BatchPlan, substitute
 from data_pipeline.preprocess import VisualPreprocess
@@ -88,21 +90,20 @@ class _Filled:
     """One clip of a batch being made."""
 
     meta: Meta
+    caption: str
     frames: Tensor
     seed: int
     index: int
 
 
-def _assemble(
-    filled: Sequence[_Filled], captions: list[str], kind: Kind, step: int, corpus: int, visual: VisualPreprocess
-) -> Batch:
+def _assemble(filled: Sequence[_Filled], kind: Kind, step: int, corpus: int, visual: VisualPreprocess) -> Batch:
     size = visual.image_size
     frames_BCTHW = torch.empty((len(filled), 3, visual.frames, size, size), dtype=torch.uint8)
     for place, clip in enumerate(filled):
         frames_BCTHW[place].copy_(clip.frames.transpose(0, 1))
     return Batch(
         frames=frames_BCTHW,
-        captions=captions,
+        captions=[clip.caption for clip in filled],
         identity=torch.tensor([clip.meta.identity for clip in filled], dtype=torch.int64),
         seeds=torch.tensor([clip.seed for clip in filled], dtype=torch.int64),
         keys=[clip.meta.key for clip in filled],
@@ -133,28 +134,28 @@ class TrainBatches(Dataset[Any]):
         self.caption = caption
 
     def __getitem__(self, plan: BatchPlan) -> Batch | UserError:
-        losses: list[Loss] = []
         source = self.sources[plan.corpus]
+        losses: list[Loss] = []
+        draws = Draws.of(plan.seeds, source.visual.frames)
         try:
-            filled = [
-                self._fill(plan.corpus, int(index), int(seed), losses)
-                for index, seed in zip(plan.index, plan.seeds, strict=True)
-            ]
+            filled = [self._fill(plan, draws, row, losses) for row in range(len(plan))]
         except UserError as error:
             return error
-        captions = [clip.meta.caption(self.caption, clip.seed) for clip in filled]
-        batch = _assemble(filled, captions, source.kind, plan.step, plan.corpus, source.visual)
+        batch = _assemble(filled, source.kind, plan.step, plan.corpus, source.visual)
         batch.losses = losses
         return batch
 
-    def _fill(self, corpus: int, index: int, seed: int, losses: list[Loss]) -> _Filled:
-        source = self.sources[corpus]
-        lost_index, lost_seed = index, seed
+    def _fill(self, plan: BatchPlan, draws: Draws, row: int, losses: list[Loss]) -> _Filled:
+        source = self.sources[plan.corpus]
+        index, seed = int(plan.index[row]), int(plan.seeds[row])
         for attempt in range(MAX_ATTEMPTS + 1):
             if attempt:
-                index, seed = substitute(lost_seed, lost_index, attempt, self.sizes[corpus])
+                index, drawn = substitute(seed, int(plan.index[row]), attempt, self.sizes[plan.corpus])
+                draws, row_of = Draws.of(np.array([drawn]), source.visual.frames), 0
+            else:
+                row_of = row
             try:
-                return self._read(source, corpus, index, seed)
+                return self._read(plan.corpus, index, draws, row_of)
             except SampleError as error:
                 losses.append(Loss(error.reason, source.corpus.location(index), error.detail))
         raise UserError(
@@ -164,12 +165,13 @@ class TrainBatches(Dataset[Any]):
             exit_code=1,
         )
 
-    def _read(self, source: ClipSource, corpus: int, index: int, seed: int) -> _Filled:
-        T = source.visual.frames
+    def _read(self, corpus: int, index: int, draws: Draws, row: int) -> _Filled:
+        source = self.sources[corpus]
         meta = source.meta(index)
-        uniforms = uniform_np(seed, "frames", T)[0]
-        frames = source.frames(index, lambda n: choose(self.rule, n, T, uniforms))
-        return _Filled(meta, self.augments[corpus](frames, seed), seed, index)
+        wanted = partial(choose, self.rule, T=source.visual.frames, uniforms_T=draws.frames_BT[row])
+        frames = self.augments[corpus](source.frames(index, wanted), draws, row)
+        caption = meta.caption(self.caption, float(draws.caption_B[row]))
+        return _Filled(meta, caption, frames, int(draws.seeds_B[row]), index)
 
 
 class EvalBatches(Dataset[Any]):
@@ -195,8 +197,7 @@ class EvalBatches(Dataset[Any]):
                 losses.append(Loss(error.reason, self.source.corpus.location(index), error.detail))
             except UserError as error:
                 return error
-        captions = [clip.meta.captions[0] for clip in filled]
-        batch = _assemble(filled, captions, self.source.kind, number, 0, self.source.visual)
+        batch = _assemble(filled, self.source.kind, number, 0, self.source.visual)
         batch.losses = losses
         return batch
 
@@ -211,4 +212,4 @@ class EvalBatches(Dataset[Any]):
         elif self.control == "repeated":
             middle = len(frames) // 2
             frames = frames[middle : middle + 1].expand_as(frames)
-        return _Filled(meta, frames, seed, index)
+        return _Filled(meta, meta.captions[0], frames, seed, index)

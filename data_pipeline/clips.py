@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from data_pipeline.config import CaptionRule
@@ -21,7 +20,7 @@ from data_pipeline.frames import spread_indices
 from data_pipeline.preprocess import VisualPreprocess
 from data_pipeline.schema import Kind, LossReason, SampleError
 from data_pipeline.shards import Corpus
-from data_pipeline.transforms import crop_boxes, crop_to_square, flips, from_decoder, to_square
+from data_pipeline.transforms import CROP_DRAWS, crop_box, crop_to_square, from_decoder, to_square
 
 REMEMBERED = 20_000  # samples whose captions a process keeps, about a kilobyte each
 
@@ -37,12 +36,10 @@ class Meta:
     identity: int
     attributes: dict[str, Any]
 
-    def caption(self, rule: CaptionRule, seed: int) -> str:
-        """The first caption, or one drawn from the sample's seed."""
-        if rule == "first" or len(self.captions) == 1:
-            return self.captions[0]
-        draw = float(uniform_np(seed, "caption", 1)[0, 0])
-        return self.captions[min(int(draw * len(self.captions)), len(self.captions) - 1)]
+    def caption(self, rule: CaptionRule, draw: float) -> str:
+        """The first caption, or the one that `draw` in [0, 1) chooses."""
+        last = len(self.captions) - 1
+        return self.captions[0 if rule == "first" else min(int(draw * (last + 1)), last)]
 
 
 class ClipSource:
@@ -80,7 +77,7 @@ class ClipSource:
         held = self.cache.get(index)
         if held is None:
             held = self._fill(self.cache, index)
-        return torch.from_numpy(held[choose(len(held))])
+        return from_decoder(held[choose(len(held))])
 
     def _fill(self, cache: FrameCache, index: int) -> npt.NDArray[np.uint8]:
         try:
@@ -89,7 +86,7 @@ class ClipSource:
             cache.put_lost(index, error.reason)
             raise
         square = to_square(decoded, self.visual.image_size, self.visual.resize, self.visual.interpolation)
-        held: npt.NDArray[np.uint8] = square.contiguous().numpy()
+        held: npt.NDArray[np.uint8] = square.permute(0, 2, 3, 1).contiguous().numpy()
         cache.put(index, held)
         return held
 
@@ -104,6 +101,28 @@ class ClipSource:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Everything random about some clips, row b from seed b, in [0, 1): drawn for a whole batch at once."""
+
+    seeds_B: npt.NDArray[np.int64]
+    frames_BT: npt.NDArray[np.float32]
+    crop_BK: npt.NDArray[np.float32]
+    flip_B: npt.NDArray[np.float32]
+    caption_B: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, seeds_B: npt.NDArray[np.int64], T: int) -> "Draws":
+        """The draws of clips of T frames."""
+        return cls(
+            seeds_B,
+            uniform_np(seeds_B, "frames", T),
+            uniform_np(seeds_B, "crop", CROP_DRAWS),
+            uniform_np(seeds_B, "flip", 1)[:, 0],
+            uniform_np(seeds_B, "caption", 1)[:, 0],
+        )
+
+
+@dataclass(frozen=True)
 class Augment:
     """What a corpus's training frames go through: a random crop (scale (1, 1): none) and a random mirror image."""
 
@@ -112,13 +131,13 @@ class Augment:
     ratio: tuple[float, float]
     flip: bool
 
-    def __call__(self, frames_TCHW: Tensor, seed: int) -> Tensor:
-        """uint8 (T, C, S, S), all frames cropped and mirrored alike, drawn from the sample's seed."""
-        seeds = np.array([seed], dtype=np.int64)
+    def __call__(self, frames_TCHW: Tensor, draws: Draws, row: int) -> Tensor:
+        """uint8 (T, C, S, S), all frames cropped and mirrored alike."""
         size, interpolation = self.visual.image_size, self.visual.interpolation
         if self.scale == (1.0, 1.0):
             frames = to_square(frames_TCHW, size, self.visual.resize, interpolation)
         else:
-            box = crop_boxes(seeds, np.array([frames_TCHW.shape[-2:]]), self.scale, self.ratio)[0]
+            height, width = frames_TCHW.shape[-2:]
+            box = crop_box(draws.crop_BK[row].tolist(), height, width, self.scale, self.ratio)
             frames = crop_to_square(frames_TCHW, box, size, interpolation)
-        return frames.flip(-1) if self.flip and bool(flips(seeds)[0]) else frames
+        return frames.flip(-1) if self.flip and draws.flip_B[row] < 0.5 else frames

@@ -2,12 +2,12 @@
 
 The file opens with one state byte a sample: 0 not there yet, 1 to 200 the number of frames held, and above that
 the reason for which the sample is lost, so that a later run need not try again. Then, from the next multiple of
-4096 bytes, come up to `frames` evenly spaced frames a sample, uint8 (C, H, W) planes. A state is written after its
-frames, and two processes that fill the same sample write the same bytes, so nobody waits for a lock. The name of
-a file is a digest of everything that shapes its pixels: a change of corpus or preprocessing starts another file.
+4096 bytes, come up to `frames` evenly spaced frames a sample, uint8 (H, W, C) as the decoder gives them. A state is
+written after its frames, and two processes that fill the same sample write the same bytes, so nobody waits for a
+lock. The name of a file is a digest of what shapes its pixels: another preprocessing starts another file.
 
 Disk is reserved in full when the file is made: a full disk is seen at once, not by a killed process later.
-Letters: K frames kept a sample, C channels, S side.
+Letters: K' frames of a sample, S their side, C channels.
 """
 
 import errno
@@ -27,7 +27,7 @@ from configs.errors import UserError
 from data_pipeline.config import MAX_CACHE_FRAMES
 from data_pipeline.schema import LossReason, SampleError
 
-VERSION = 1
+VERSION = 1  # of the layout; part of a file's name
 ALIGNMENT = 4096
 LOST_CODES: dict[LossReason, int] = {  # written on disk: never renumber
     LossReason.NOT_MEDIA: 201,
@@ -85,10 +85,10 @@ class FrameCache:
         head = -(-spec.samples // ALIGNMENT) * ALIGNMENT
         content = _map(self.path, head + spec.samples * spec.sample_bytes)
         self._states = content[: spec.samples]
-        self._frames = content[head:].reshape(spec.samples, spec.frames, 3, spec.size, spec.size)
+        self._frames = content[head:].reshape(spec.samples, spec.frames, spec.size, spec.size, 3)
 
     def get(self, index: int) -> Frames | None:
-        """A read-only view (K', C, S, S) of a sample's frames, None if not there; SampleError if known as lost."""
+        """A view (K', S, S, C) of a sample's frames, None if not there; SampleError if known as lost."""
         state = int(self._states[index])
         if state == 0:
             return None
@@ -98,7 +98,7 @@ class FrameCache:
         return held
 
     def put(self, index: int, frames: Frames) -> None:
-        """Keep a sample's frames (K' <= K, C, S, S)."""
+        """Keep a sample's frames (K' <= K, S, S, C)."""
         self._frames[index, : len(frames)] = frames
         self._states[index] = len(frames)
 
@@ -121,9 +121,10 @@ def _map(path: Path, size: int) -> npt.NDArray[np.uint8]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # one process reserves, the others wait; closing unlocks
+            fcntl.flock(handle, fcntl.LOCK_EX)  # one process reserves, the others wait
             if os.fstat(handle).st_size != size:
                 _reserve(handle, size)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # before mmap, whose copy of the handle would keep the lock
             return np.frombuffer(mmap.mmap(handle, size), dtype=np.uint8)
         finally:
             os.close(handle)
