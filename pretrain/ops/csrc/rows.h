@@ -1,0 +1,59 @@
+// How a (batch, length, channels) tensor is read: rows of adjacent channels, whatever the strides above them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "vectors.h"
+
+namespace videomamba {
+
+template <typename T>
+struct Rows {
+  T* data = nullptr;
+  int64_t batch_stride = 0, row_stride = 0;
+
+  Rows() = default;
+  explicit Rows(const at::Tensor& x_BLD)
+      : data(static_cast<T*>(x_BLD.data_ptr())), batch_stride(x_BLD.stride(0)), row_stride(x_BLD.stride(1)) {
+    TORCH_CHECK(x_BLD.stride(2) == 1 || x_BLD.size(2) == 1, "expected adjacent channels, got strides ", x_BLD.strides());
+  }
+
+  explicit operator bool() const {
+    return data != nullptr;
+  }
+  T* at(int64_t b, int64_t t, int64_t d) const {
+    return data + b * batch_stride + t * row_stride + d;
+  }
+};
+
+// The blocks of WIDTH channels that a tensor's last dimension is cut into.
+struct Blocks {
+  int64_t channels;
+
+  int64_t count() const {
+    return (channels + WIDTH - 1) / WIDTH;
+  }
+  int64_t lanes(int64_t block) const {
+    return std::min(WIDTH, channels - block * WIDTH);
+  }
+};
+
+// Floats aligned to a cache line, not initialised.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) : memory_(new float[floats + 16]) {
+    auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    next_ = memory_.get() + ((64 - address % 64) % 64) / sizeof(float);
+  }
+  float* take(int64_t floats) {
+    float* taken = next_;
+    next_ += floats;
+    return taken;
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  float* next_;
+};
+
+}  // namespace videomamba
