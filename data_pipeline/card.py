@@ -72,9 +72,16 @@ def write_card(out: Path, ledger: Ledger, source: Path) -> None:
             f"Mend the media, then build into an empty folder; {out / 'ledger.sqlite'} has a row a clip.",
             exit_code=1,
         )
-    request = ledger.request() or {}
-    card = {
-        "name": request.get("name"),
+    card = {**_contents(summary, ledger), **_provenance(ledger.request() or {}, out)}
+    world = _world(source)
+    if world is not None:
+        card["world"] = world
+    write_whole(out / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _contents(summary: BuildSummary, ledger: Ledger) -> dict[str, Any]:
+    """What is in it, and what was lost."""
+    return {
         "samples": summary.samples,
         "videos": summary.videos,
         "images": summary.images,
@@ -99,15 +106,18 @@ def write_card(out: Path, ledger: Ledger, source: Path) -> None:
         },
         "shards": [row[0] for row in ledger.rows("SELECT DISTINCT shard FROM clips WHERE shard <> '' ORDER BY shard")],
         "content": _content_digest(ledger),
+    }
+
+
+def _provenance(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """How it was made, so that it can be made again."""
+    return {
+        "name": request.get("name"),
         "request": request,
         "command": _command(request, out),
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    world = _world(source)
-    if world is not None:
-        card["world"] = world
-    write_whole(out / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_card(folder: Path) -> dict[str, Any]:

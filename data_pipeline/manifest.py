@@ -7,6 +7,7 @@ all numbers or all true/false is read as such, any other is text.
 
 import csv
 import difflib
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _WHOLE = re.compile(r"[-+]?(0|[1-9]\d{0,17})")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -68,19 +71,21 @@ def read_manifest(path: Path, file_column: str, caption_column: str) -> list[Cli
     parsed = {name: _typed([row[i] for row in table]) for i, name in others}
     clips: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for line, row in enumerate(table):
-        name, caption = row[named[file_column]].strip(), row[named[caption_column]].strip()
+        name, caption = row[named[file_column]].strip(), row[named[caption_column]]
         if not name:
             raise UserError(f"Row {line + 1} of {path} names no file.", "Fill that cell or remove the row.")
         if name not in clips:
             attributes = {column: values[line] for column, values in parsed.items() if values[line] is not None}
             clips[name] = ([], attributes)
-        if caption:
-            clips[name][0].append(caption)
+        if caption.strip():
+            clips[name][0].append(caption)  # as given: cleaning texts belongs to the preprocessing
     if not any(captions for captions, _ in clips.values()):
         raise UserError(
             f"Every caption in column '{caption_column}' of {path} is empty.",
             f"Name the column that holds them: --caption-column, one of {', '.join(header)}.",
         )
+    if empty := len(table) - sum(len(captions) for captions, _ in clips.values()):
+        logger.warning("%d of %d rows of %s have an empty caption: left out.", empty, len(table), path)
     return [Clip(name, tuple(captions), attributes) for name, (captions, attributes) in clips.items()]
 
 

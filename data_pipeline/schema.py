@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 Kind = Literal["video", "image"]
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 class LossReason(StrEnum):
     """Why a clip is not in the corpus, or not in a batch."""
@@ -74,7 +76,7 @@ def encode_meta(sample: Sample) -> bytes:
     }
     if sample.attributes:
         tree["attributes"] = sample.attributes
-    return json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
+    return _JSON.encode(tree).encode()
 
 
 def decode_meta(data: bytes) -> dict[str, Any]:
