@@ -87,11 +87,15 @@ def read_tree(name: str | Path) -> dict[str, Any]:
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         chain = " -> ".join(step.name for step in (*seen, path))
-        raise ConfigError(f"The configs name one another as base in a circle: {chain}.", "Remove one of the `base:` lines.")
+        raise ConfigError(
+            f"The configs name one another as base in a circle: {chain}.", "Remove one of the `base:` lines."
+        )
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.", "Mend that line.") from error
+        raise ConfigError(
+            f"{path} is not readable as YAML: {' '.join(str(error).split())}.", "Mend that line."
+        ) from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -120,11 +124,15 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"'{override}' is not an assignment.", "Write overrides as key=value, such as optim.lr=1e-4.")
+            raise ConfigError(
+                f"'{override}' is not an assignment.", "Write overrides as key=value, such as optim.lr=1e-4."
+            )
         try:
             value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
-            raise ConfigError(f"The value of '{override}' is not readable as YAML.", "Quote it for the shell.") from error
+            raise ConfigError(
+                f"The value of '{override}' is not readable as YAML.", "Quote it for the shell."
+            ) from error
         changed = _assign(changed, key.split("."), value, override)
     return changed
 
@@ -177,13 +185,11 @@ def _explain(fault: ErrorDetails, count: int, schema: type[Frozen], name: str) -
 
 
 def _keys_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The valid keys of the node at `location`; list indices and union tags on the way do not change the node."""
     models: list[type[BaseModel]] = [schema]
     for part in location:
-        inner = [m for model in models for m in _models_in(model.model_fields[part].annotation)] if all(
-            part in model.model_fields for model in models
-        ) else []
-        if inner:
-            models = inner
+        fields = [model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or models
     return sorted({key for model in models for key in model.model_fields})
 
 
