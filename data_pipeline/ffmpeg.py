@@ -18,7 +18,8 @@ def ffmpeg_program() -> str:
         if program is not None and _writes_h264(program):
             return program
         seen.append(f"none {where}" if program is None else f"{program} does not run or has no libx264 encoder")
-    raise UserError(f"No usable ffmpeg was found ({'; '.join(seen)}).", "Run `pip install imageio-ffmpeg`.", exit_code=1)
+    cause = f"No usable ffmpeg was found ({'; '.join(seen)})."
+    raise UserError(cause, "Run `pip install imageio-ffmpeg`.", exit_code=1)
 
 
 def _wheel_program() -> str | None:
@@ -33,7 +34,8 @@ def _wheel_program() -> str | None:
 def _writes_h264(program: str) -> bool:
     """Some distributions ship an ffmpeg without libx264."""
     try:
-        asked = subprocess.run([program, "-hide_banner", "-h", "encoder=libx264"], capture_output=True, timeout=30)
+        question = [program, "-hide_banner", "-h", "encoder=libx264"]
+        asked = subprocess.run(question, check=False, capture_output=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return False
     return asked.returncode == 0 and b"Encoder libx264" in asked.stdout
