@@ -75,7 +75,7 @@ def _waiting_times(seeds_B: Tensor, attention_BTN: Tensor) -> Tensor:
     A patch without weight comes after every patch with some, in random order.
     """
     uniform_BTN = draws.uniform(seeds_B, "mask", *attention_BTN.shape[1:]).double()
-    return -torch.log1p(-uniform_BTN).clamp(min=TINY) / attention_BTN.double().clamp(min=TINY)
+    return (-torch.log1p(-uniform_BTN)).clamp(min=TINY) / attention_BTN.double().clamp(min=TINY)
 
 
 def _smallest(key: Tensor, count: int) -> Tensor:
