@@ -262,7 +262,7 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(built, media_folder, tmp_p
     try:
         failed = subprocess.run(
             command,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "1000"},
             preexec_fn=None if mounted else lambda: full_disk(20_000),
             capture_output=True,
             text=True,
