@@ -10,7 +10,7 @@ from videomamba import __version__
 from videomamba.lazy import Entry, LazyGroup
 
 COMMANDS = {
-    "demo": Entry("videomamba.demo", "Everything once, small and real: from clips to encoders and a page.", "demo"),
+    "demo": Entry("videomamba.demo.cli", "Everything once, small and real: from clips to encoders and a page.", "demo"),
     "data": Entry("data_pipeline.cli", "Build, verify and describe shards of clips and captions."),
     "teacher": Entry("pretrain.cli", "Train a tiny CLIP with open_clip, as the demo's teacher."),
     "pretrain": Entry("pretrain.cli", "Train stage 1 or stage 2 as a config says."),
