@@ -137,7 +137,7 @@ class VideoMamba(nn.Module):
             self.pool_norm = nn.LayerNorm(D, eps=NORM_EPS)
         if config.classes:
             self.head = nn.Linear(D, config.classes)
-        self.drop_rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self._initialise()
 
     def _initialise(self) -> None:
