@@ -130,7 +130,7 @@ def test_both_directions_are_the_same_map_when_their_weights_are():
     torch.manual_seed(0)
     mixer = Mixer(small())
     with torch.no_grad():
-        for name, value in mixer.named_parameters():
+        for value in mixer.parameters():
             value.copy_(torch.randn_like(value) * 0.3)
         state = mixer.state_dict()
         for name in ("A_b_log", "D_b", "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight", "dt_proj_b.weight",

@@ -68,9 +68,9 @@ def test_a_bert_fills_text_and_fusion_layers_but_not_cross_attention(bert_folder
 
 
 def test_a_bert_of_another_size_is_refused(bert_folder):
-    with pytest.raises(UserError, match="other shape: bert.embeddings.word_embeddings.weight"):
+    with pytest.raises(UserError, match=r"other shape: bert\.embeddings\.word_embeddings\.weight"):
         TextTower(config(init=str(bert_folder[0]), vocab_size=51), vision_width=10)
-    with pytest.raises(UserError, match="left over: bert.encoder.layer.2"):
+    with pytest.raises(UserError, match=r"left over: bert\.encoder\.layer\.2"):
         TextTower(config(init=str(bert_folder[0]), layers=1), vision_width=10)
 
 
