@@ -165,10 +165,11 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _world(source: Path) -> Any:
-    """What `world.json` beside or above the media says, for media that were rendered."""
+def _world(source: Path) -> dict[str, Any] | None:
+    """Version, seed and sizes from the `world.json` beside or above media that were rendered."""
     for folder in (source, source.resolve().parent):
         path = folder / "world.json"
         if path.is_file():
-            return json.loads(path.read_bytes())
+            world = json.loads(path.read_bytes())
+            return {name: value for name, value in world.items() if not isinstance(value, dict | list)}
     return None

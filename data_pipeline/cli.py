@@ -46,12 +46,12 @@ def build(
     source: Annotated[Path, typer.Argument(help="Folder of the media.")],
     out: Annotated[Path, typer.Argument(help="Folder to write shards, ledger and card into.")],
     csv: Annotated[
-        Path | None, typer.Option(help="CSV or TSV of files and captions [default: the one in SOURCE].")
+        Path | None, typer.Option(help="CSV or TSV of files and captions; default: the one in SOURCE.")
     ] = None,
     file_column: Annotated[str, typer.Option(help="Column of the files, relative to SOURCE.")] = "file",
     caption_column: Annotated[str, typer.Option(help="Column of the captions.")] = "caption",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes [default: the cores there are].")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the shards [default: that of OUT].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: the cores there are.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the shards; default: that of OUT.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Clips in a shard.")] = 1000,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one clip may take.")] = 60.0,
 ) -> None:
@@ -79,6 +79,16 @@ def build(
             request, lambda settled, total, lost: bar.update(task, completed=settled, total=total, note=f"{lost} lost")
         )
     _print_summary(summary)
+    _print_world(out)
+
+
+def _print_world(folder: Path) -> None:
+    """Say of a corpus from a rendered world that it is one, and which."""
+    from data_pipeline.card import read_card
+
+    world = read_card(folder).get("world")
+    if world:
+        typer.echo(f"{world.get('note', 'A rendered world.')} World version {world.get('version')}.")
 
 
 def _print_summary(summary: "BuildSummary") -> None:
@@ -166,6 +176,40 @@ def info(folder: Annotated[Path, typer.Argument(help="Folder that `videomamba da
     for reason, losses in card.get("lost", {}).items():
         names = ", ".join(entry["file"] for entry in losses["files"][:_SHOWN])
         table.add_row(f"lost: {reason}", f"{losses['count']}: {names}" + (", ..." if losses["count"] > _SHOWN else ""))
-    if "world" in card:
-        table.add_row("world", str(card["world"]))
+    for field, value in card.get("world", {}).items():
+        table.add_row(f"world: {field}", str(value))
     Console().print(table)
+
+
+@app.command(epilog="Example: videomamba data synthetic --out world/ --train 600 --val 60 --test 100 --images 200")
+def synthetic(
+    out: Annotated[Path, typer.Option(help="Folder for the media, one sub-folder with a captions.csv a split.")],
+    seed: Annotated[int, typer.Option(help="Seed of the world and its split.")] = 0,
+    train: Annotated[int, typer.Option(min=0, help="Training clips.")] = 6000,
+    val: Annotated[int, typer.Option(min=0, help="Validation clips.")] = 400,
+    test: Annotated[int, typer.Option(min=0, help="Test clips.")] = 400,
+    images: Annotated[int, typer.Option(min=0, help="Pictures with captions.")] = 1500,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: the cores there are.")] = None,
+) -> None:
+    """Render the demo's captioned world as real H.264 files, a few damaged on purpose; finished splits are kept.
+
+    A rendered world is a synthetic test of the software, not a benchmark.
+    """
+    import os
+
+    from data_pipeline.synthetic import render_world
+    from data_pipeline.world import DISCLAIMER, WORLD_VERSION, WorldConfig
+
+    config = WorldConfig(seed=seed, train=train, val=val, test=test, images=images)
+    with _bar("files") as bar:
+        task = bar.add_task("rendering", total=None, note="")
+        made = render_world(
+            out,
+            config,
+            workers or len(os.sched_getaffinity(0)),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    kept = f", kept {', '.join(made.kept)}" if made.kept else ""
+    typer.echo(f"Rendered {made.files} files into {out} in {made.seconds:.1f} s{kept}.")
+    typer.echo(f"{len(made.damaged)} training clips are damaged on purpose: world.json names them.")
+    typer.echo(f"{DISCLAIMER} World version {WORLD_VERSION}.")
