@@ -71,9 +71,12 @@ def _check(run: PretrainConfig, ranks: int) -> None:
 @app.command("teacher", epilog="Example: videomamba teacher demo/teacher out=runs/teacher data.train.0.path=shards")
 def teacher(config: Config, overrides: Overrides = None) -> None:
     """Train a tiny CLIP with open_clip on frames and captions, to be a teacher where none can be fetched."""
-    from pretrain.clip_tiny import ClipTinyConfig, train_clip
+    from pretrain.clip_config import ClipTinyConfig
 
-    train_clip(load_config(config, ClipTinyConfig, overrides or []))
+    run = load_config(config, ClipTinyConfig, overrides or [])
+    from pretrain.clip_tiny import train_clip
+
+    train_clip(run)
 
 
 checkpoint_app = typer.Typer(no_args_is_help=True)

@@ -25,36 +25,63 @@ log = logging.getLogger(__name__)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens, in the order of their ids in a vocabulary trained here."""
 
-CLS, SEP = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
+START = "\u2581"
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int = 30522) -> Path:
     """Train a lower-casing WordPiece of at most `vocab_size` pieces on `captions` and write it as `folder`.
 
-    The same captions in the same order give the same vocabulary. Raises UserError if there is no caption.
+    The same captions give the same vocabulary, in every process (WordPieceTrainer's own depends on the order of
+    a hash map). Raises UserError if there is no caption, or more characters than `vocab_size` has room for.
     """
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=list(string.ascii_lowercase + string.digits),
-        min_frequency=1,
-        show_progress=False,
-    )
-    tokenizer = _read_as_bert_does(Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100)))
-    texts = list(captions)
-    if not any(text.strip() for text in texts):
+    texts = [text for text in captions if text.strip()]
+    if not texts:
         raise UserError(
             "There is no caption to train a tokenizer on.", "Build shards that have captions, or give `tokenizer`."
         )
-    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
+    vocabulary = _pieces(texts, vocab_size)
+    ids = {piece: number for number, piece in enumerate(vocabulary)}
+    tokenizer = _read_as_bert_does(Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]")))
     return save_tokenizer(tokenizer, folder)
+
+
+def _pieces(texts: list[str], vocab_size: int) -> list[str]:
+    """Special tokens, every character at a word's start and within, then merges by byte-pair encoding.
+
+    START marks where a word begins while merging; what carries it becomes a piece that begins a word, and
+    everything else a piece that goes on one, with `##`.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    characters = sorted(
+        set(string.ascii_lowercase + string.digits).union(*(normalizer.normalize_str(t) for t in texts)) - {" "}
+    )
+    room = vocab_size - len(SPECIAL) - len(characters)
+    if room < len(characters):
+        raise UserError(
+            f"The captions use {len(characters)} characters, which a vocabulary of {vocab_size} has no room for.",
+            f"Use text.vocab_size={len(SPECIAL) + 4 * len(characters)} or more.",
+        )
+    merger = Tokenizer(models.BPE())
+    merger.normalizer = normalizer
+    merger.pre_tokenizer = pre_tokenizers.Sequence([splitter, pre_tokenizers.Metaspace(START, "always", split=False)])
+    merger.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=room, initial_alphabet=[START, *characters], min_frequency=1, show_progress=False
+        ),
+    )
+    learned = sorted(merger.get_vocab().items(), key=lambda item: item[1])
+    merged = [word[1:] if word.startswith(START) else f"##{word}" for word, _ in learned if word != START]
+    return list(dict.fromkeys([*SPECIAL, *characters, *(f"##{c}" for c in characters), *merged]))
 
 
 def _read_as_bert_does(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    if cls is not None and sep is not None:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return tokenizer
 
 
@@ -96,10 +123,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def _from_vocabulary(path: Path) -> Tokenizer:
     words = path.read_text(encoding="utf-8").splitlines()
     ids = {word: number for number, word in enumerate(words)}
-    tokenizer = _read_as_bert_does(Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]")))
-    if "[CLS]" in ids and "[SEP]" in ids:
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return tokenizer
+    return _read_as_bert_does(Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]")))
 
 
 def tokenize(

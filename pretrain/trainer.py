@@ -7,7 +7,6 @@ checkpoint.py. The position is the step consumed; torch's own generator is seede
 step, rank), so a resumed run needs nothing but the checkpoint.
 """
 
-import json
 import logging
 import math
 import os
@@ -20,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.errors import UserError
 from data_pipeline.draws import derive
 from data_pipeline.loader import Batch, TrainLoader, check_bad_fraction
 from pretrain import checkpoint, distributed
-from pretrain.config import DEEPSPEED, PretrainConfig, check_world
+from pretrain.config import PretrainConfig, check_world
+from pretrain.engine import Engine
 from pretrain.launch import World
 from pretrain.metrics_log import MetricsLog, Window
-from pretrain.optim import Optimizer, set_learning_rates
 from pretrain.run_folder import RunFolder, run_digest
 from pretrain.schedule import warmup_cosine
 from pretrain.tasks import Task, build_task
@@ -51,7 +50,7 @@ def train(config: PretrainConfig, fresh: bool = False) -> int:
     if not _open(folder, fresh):
         return 0
     task = build_task(config, device, _tokenizer(config, folder))
-    engine = start_engine(config, task, world)
+    engine = Engine(config, task, world.size)
     step, counters = _resume(engine, folder)
     loader = TrainLoader(
         config.data, config.seed, world.rank, world.size, step, config.steps, pin_memory=device.type == "cuda"
@@ -76,7 +75,7 @@ def train(config: PretrainConfig, fresh: bool = False) -> int:
 def _loop(
     config: PretrainConfig,
     task: Task,
-    engine: Any,
+    engine: Engine,
     loader: TrainLoader,
     world: World,
     metrics: MetricsLog,
@@ -93,14 +92,13 @@ def _loop(
         waited = time.perf_counter() - began
         torch.manual_seed(derive(config.seed, "torch", step, world.rank))
         factor = warmup_cosine(step, config.steps, optim.warmup_steps, optim.min_lr / optim.lr)
-        rates = set_learning_rates(engine.basic_optimizer, factor)
+        rates = engine.set_learning_rates(factor)
 
-        values = accumulate(engine, batch, config.micro_batch or len(batch))
-        norm = gradient_norm(engine)
+        values = engine.backward(batch)
+        norm = engine.gradient_norm()
         said = share(values, norm, bool(received), loader, world)
         require_finite(said, values, norm, step, batch)
-        clip_gradients(engine, norm, optim.clip_norm)
-        engine.step()
+        engine.step(norm)
 
         step += 1
         stopping = said.pop("stopping") > 0
@@ -199,48 +197,7 @@ def _tokenizer(config: PretrainConfig, folder: RunFolder) -> Any:
     return own
 
 
-class _Trained(nn.Module):
-    """What DeepSpeed wraps: the task's model, whose forward pass is the task's losses."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.model = task.model
-        self._task = [task]  # in a list, so that it is no submodule
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the task's losses, and each of them without gradient."""
-        losses = self._task[0].losses(batch)
-        return torch.stack([loss.float() for loss in losses.values()]).sum(), {
-            name: loss.detach().float() for name, loss in losses.items()
-        }
-
-
-def start_engine(config: PretrainConfig, task: Task, world: World) -> Any:
-    """DeepSpeed's engine around the task's model, by configs/deepspeed/NAME.json and what the run's config implies."""
-    deepspeed = distributed.quiet_deepspeed()
-    settings = json.loads((DEEPSPEED / f"{config.deepspeed}.json").read_text())
-    share = config.data.batch // world.size
-    micro = config.micro_batch or share
-    settings |= {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": share // micro,
-        "torch_autocast": {
-            "enabled": config.precision == "bf16",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
-    }
-    if config.zero_stage and config.optim.clip_norm is not None:
-        settings["gradient_clipping"] = config.optim.clip_norm
-    optim = config.optim
-    optimizer = Optimizer(task.parameter_groups(), optim.betas, optim.eps, optim.momentum)
-    engine, *_ = deepspeed.initialize(model=_Trained(task), optimizer=optimizer, config=settings)
-    # Alone, there is nothing to reduce, and flattening every gradient to find that out costs time.
-    engine.enable_backward_allreduce = world.size > 1 or config.zero_stage > 0
-    return engine
-
-
-def _resume(engine: Any, folder: RunFolder) -> tuple[int, dict[str, Any] | None]:
+def _resume(engine: Engine, folder: RunFolder) -> tuple[int, dict[str, Any] | None]:
     """Load the newest whole checkpoint, if there is one; the step to go on from, and the loader's counters."""
     found: list[Any] = [None]
 
@@ -251,47 +208,9 @@ def _resume(engine: Any, folder: RunFolder) -> tuple[int, dict[str, Any] | None]
     newest = distributed.gather_objects(found[0])[0]
     if newest is None:
         return 0, None
-    step = checkpoint.restore(engine, newest)
+    step = checkpoint.restore(engine.deepspeed, newest)
     log.info("going on from %s", newest)
     return step, checkpoint.read_meta(newest).counters
-
-
-def accumulate(engine: Any, batch: Batch, micro: int) -> dict[str, Tensor]:
-    """Backward passes over the batch, `micro` samples at a time; the mean of each loss over them, this rank's."""
-    parts = -(-len(batch) // micro)
-    sums: dict[str, Tensor] = {}
-    for number in range(parts):
-        engine.set_gradient_accumulation_boundary(number == parts - 1)
-        piece = batch if parts == 1 else batch.part(number * micro, (number + 1) * micro)
-        loss, losses = engine(piece)
-        engine.backward(loss / parts, scale_wrt_gas=False)
-        for name, value in losses.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value / parts
-    if not engine.enable_backward_allreduce:
-        for parameter in engine.module.parameters():  # as the reduction does: unused is zero, not absent
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-    return sums
-
-
-def gradient_norm(engine: Any) -> Tensor:
-    """The norm of the whole gradient, the same on every rank, before clipping; DeepSpeed has reduced it by now."""
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        return torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
-    optimizer = engine.optimizer
-    if stage == 3:
-        from deepspeed.runtime.utils import get_global_norm
-
-        return torch.as_tensor(get_global_norm(optimizer._get_norm_groups()))
-    return torch.as_tensor(optimizer.scaled_global_norm())
-
-
-def clip_gradients(engine: Any, norm: Tensor, limit: float | None) -> None:
-    """Scale the gradient to at most `limit`; with ZeRO, DeepSpeed does it when it steps."""
-    if limit is not None and engine.zero_optimization_stage() == 0:
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def share(
@@ -355,7 +274,7 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def save(config: PretrainConfig, task: Task, engine: Any, loader: TrainLoader, world: World, step: int) -> None:
+def save(config: PretrainConfig, task: Task, engine: Engine, loader: TrainLoader, world: World, step: int) -> None:
     """A checkpoint at `step`; every rank calls this."""
     meta = checkpoint.Meta(
         step=step,
@@ -367,7 +286,7 @@ def save(config: PretrainConfig, task: Task, engine: Any, loader: TrainLoader, w
         counters=loader.state_dict(),
         versions=checkpoint.versions(),
     )
-    checkpoint.save(engine, task.model, config, meta, task.preprocess, task.tokenizer_folder)
+    checkpoint.save(engine.deepspeed, task.model, config, meta, task.preprocess, task.tokenizer_folder)
 
 
 @contextmanager
