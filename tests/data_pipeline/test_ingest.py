@@ -178,7 +178,7 @@ def wait_for(condition, process):
 
 
 def group_is_empty(process):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.killpg(process.pid, 0)
@@ -298,10 +298,10 @@ def tasks(media_folder, tmp_path):
 
 
 def test_a_clip_that_takes_too_long_is_one_lost_clip(tasks):
-    results = list(probe_files(tasks, 2, time_limit=2.0))
+    results = list(probe_files(tasks, 2, time_limit=3.0))
     assert [result.position for result in results] == list(range(40))
     assert [result for result in results if isinstance(result, Lost)] == [
-        Lost(21, LossReason.TIMEOUT, "took longer than 2 s")
+        Lost(21, LossReason.TIMEOUT, "took longer than 3 s")
     ]
 
 
