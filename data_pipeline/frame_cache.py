@@ -142,13 +142,13 @@ def _map(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Give the file its size and its disk blocks; where blocks cannot be reserved, look at the free space."""
+    """Give the file its size and its disk blocks, or only the size where a file system cannot reserve."""
+    disk = os.fstatvfs(handle)
+    if disk.f_bavail * disk.f_frsize < size:  # asked first: a reservation that fails may fill the disk on its way
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
         os.posix_fallocate(handle, 0, size)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        disk = os.fstatvfs(handle)
-        if disk.f_bavail * disk.f_frsize < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         os.ftruncate(handle, size)

@@ -8,9 +8,12 @@ the same corpus, with the substitute's own captions and identity.
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -295,12 +298,24 @@ def _same(item: Any) -> Any:
 def _workers_context() -> BaseContext:
     """Workers start from a clean server process: a fork of this one would copy its threads' locks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.loader"])
+    context.set_forkserver_preload(["torch", "data_pipeline.loader"])
     return context
 
 
 def _start_worker(_: int) -> None:
-    """One thread, and no signals but the last: the main process decides when a run stops."""
+    """One thread, and no signals but the last: the main process decides when a run stops, and its end is ours."""
     torch.set_num_threads(1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this process when the main one does, however that ends.
+
+    torch's own watch looks for a new parent id, but a worker's parent is the server, which lives on with it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

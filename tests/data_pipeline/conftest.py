@@ -110,3 +110,9 @@ def media_folder(tmp_path_factory) -> Path:
     Image.fromarray(grey_ramp(2, frames=1)[0]).save(folder / "picture.png")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture
+def make_bad_corpus():
+    """make_bad_corpus(folder, count): shards whose every medium is no video."""
+    return lambda folder, count: write_corpus(folder, (sample(n, b"no video %d" % n) for n in range(count)))

@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -167,7 +165,7 @@ def test_image_corpora_may_have_their_own_batch():
     assert math.isclose(sum(config.visual().mean), 0.485 + 0.456 + 0.406)
 
 
-def test_the_config_needs_no_torch():
+def test_the_config_needs_no_torch(python):
     code = "import sys, data_pipeline.config, data_pipeline.order, data_pipeline.frames; print('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = python("-c", code)
     assert ran.stdout.strip() == "False", ran.stderr

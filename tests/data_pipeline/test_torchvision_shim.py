@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 CHECK = """
 import sys
 from data_pipeline.torchvision_shim import ensure_torchvision
@@ -14,8 +11,8 @@ print(v2.functional.resize(torch.zeros(3, 8, 8), [4, 4]).shape)
 """
 
 
-def test_what_needs_torchvision_imports_in_a_fresh_process():
-    ran = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, timeout=110)
+def test_what_needs_torchvision_imports_in_a_fresh_process(python):
+    ran = python("-c", CHECK, timeout=110)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert "[3, 4, 4]" in ran.stdout
 
@@ -23,13 +20,9 @@ def test_what_needs_torchvision_imports_in_a_fresh_process():
 IMPORT = "from data_pipeline.torchvision_shim import ensure_torchvision\n"
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-
-
-def test_an_absent_torchvision_is_false_and_a_broken_one_is_told(tmp_path):
-    absent = run("import sys; sys.modules['torchvision'] = None\n" + IMPORT + "print(ensure_torchvision())")
+def test_an_absent_torchvision_is_false_and_a_broken_one_is_told(tmp_path, python):
+    absent = python("-c", "import sys; sys.modules['torchvision'] = None\n" + IMPORT + "print(ensure_torchvision())")
     assert absent.stdout.strip() == "False", absent.stderr
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('something else')")
-    broken = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + IMPORT + "ensure_torchvision()")
+    broken = python("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + IMPORT + "ensure_torchvision()")
     assert "RuntimeError: something else" in broken.stderr
