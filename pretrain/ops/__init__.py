@@ -1,5 +1,6 @@
 """The selective scan and the causal convolution of the mixer, on whatever machine is at hand."""
 
-from pretrain.ops.dispatch import BackendStatus, backends, causal_conv1d, selective_scan, speed_check
+from pretrain.ops.dispatch import causal_conv1d, selective_scan, speed_check
+from pretrain.ops.selection import BackendStatus, backends
 
 __all__ = ["BackendStatus", "backends", "causal_conv1d", "selective_scan", "speed_check"]

@@ -62,11 +62,12 @@ def find_toolchain(target: tuple[str, ...] | None = None) -> Toolchain:
         )
         if probe.returncode == 0:
             # The predefined macros name the compiler's version and every instruction set that it will use.
-            return Toolchain(compiler, (*options, *_vector_options(probe.stdout)), probe.stdout)
+            return Toolchain(compiler, (*options, *vector_options(probe.stdout)), probe.stdout)
     raise BuildError(f"{compiler} does not run: {_last_line(probe.stderr)}")
 
 
-def _vector_options(macros: str) -> tuple[str, ...]:
+def vector_options(macros: str) -> tuple[str, ...]:
+    """Which of ATen's vector types to compile with, so that their width is the machine's; from predefined macros."""
     defined = {line.split()[1] for line in macros.splitlines() if line.startswith("#define ")}
     for name, needed in (("AVX512", AVX512), ("AVX2", AVX2)):
         if defined.issuperset(needed):

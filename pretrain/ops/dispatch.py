@@ -1,40 +1,20 @@
-"""Which backend computes the scan and the convolution: one dispatcher for all of them.
+"""The scan and the convolution as a model calls them, sent to whichever backend serves.
 
 Letters: B batch, L length, D channels, N state, K taps of the convolution.
-
-`backend="auto"` takes the fastest that serves the tensor at hand; the environment variable VIDEOMAMBA_OPS=reference
-keeps everything in plain PyTorch.
 """
 
 import functools
-import logging
-import os
 import time
-from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from configs.errors import UserError
-from pretrain.ops import build, quick_reference, reference
+from pretrain.ops import quick_reference, reference
 from pretrain.ops.operators import conv_forward, scan_forward
+from pretrain.ops.selection import choose_backend, require_backend
 
-log = logging.getLogger(__name__)
-
-BACKENDS = ("reference", "cpu")
-CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_TAPS = 4
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """One backend as `videomamba doctor` shows it: whether it runs here, if not why, and whether it is the default."""
-
-    name: str
-    available: bool
-    reason: str
-    default: bool
 
 
 @overload
@@ -94,7 +74,7 @@ def selective_scan(
     """
     _check_scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D)
     arguments = (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, delta_softplus, reverse)
-    chosen = _choose(backend, u_BLD.device.type, u_BLD.dtype)
+    chosen = choose_backend(backend, u_BLD.device.type, u_BLD.dtype)
     if chosen == "cpu" and u_BLD.numel():
         y_BLD, state_BDN = _kernel_scan(*arguments, return_last_state)
     elif backend == "reference":
@@ -120,23 +100,13 @@ def causal_conv1d(
     """
     _expect("weight", weight_DK, (x_BLD.shape[2], weight_DK.shape[-1]))
     _expect("bias", bias_D, (x_BLD.shape[2],))
-    chosen = _choose(backend, x_BLD.device.type, x_BLD.dtype)
+    chosen = choose_backend(backend, x_BLD.device.type, x_BLD.dtype)
     if chosen == "cpu" and weight_DK.shape[1] == CPU_TAPS and x_BLD.numel():
         x = x_BLD.float() if x_BLD.dtype == torch.float16 else x_BLD
         bias = None if bias_D is None else bias_D.float()
-        return conv_forward(x, weight_DK.float(), bias, reverse, silu).to(x_BLD.dtype)
+        y_BLD: Tensor = conv_forward(x, weight_DK.float(), bias, reverse, silu)
+        return y_BLD.to(x_BLD.dtype)
     return reference.causal_conv1d(x_BLD, weight_DK, bias_D, reverse, silu)
-
-
-def backends() -> list[BackendStatus]:
-    """Every backend, whether it runs on this machine, and which one CPU tensors get; compiles what was not yet."""
-    forced = os.environ.get("VIDEOMAMBA_OPS") == "reference"
-    reason = _load_cpu_kernels()
-    default = "reference" if forced or reason else "cpu"
-    return [
-        BackendStatus("cpu", not reason, reason, default == "cpu"),
-        BackendStatus("reference", True, "", default == "reference"),
-    ]
 
 
 def speed_check(backend: str, budget_S: float = 2.0) -> float:
@@ -149,7 +119,7 @@ def speed_check(backend: str, budget_S: float = 2.0) -> float:
     B, C = (torch.randn(2, 257, 16, generator=draw, requires_grad=True) for _ in range(2))
     A = -torch.rand(384, 16, generator=draw)
     scan = quick_reference.chunked_scan if backend == "reference" else functools.partial(_kernel_scan, last_state=False)
-    _require(backend)
+    require_backend(backend)
     times: list[float] = []
     while len(times) < 3 or (sum(times) < budget_S / 2 and len(times) < 50):
         began = time.perf_counter()
@@ -157,53 +127,6 @@ def speed_check(backend: str, budget_S: float = 2.0) -> float:
         torch.autograd.grad(y.sum(), [u, delta, B, C])
         times.append(time.perf_counter() - began)
     return sorted(times)[len(times) // 2]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
-    """The backend for tensors of this device and type; to torch.compile a constant."""
-    if backend not in ("auto", *BACKENDS):
-        raise UserError(f"There is no scan backend {backend!r}.", f"Use one of auto, {', '.join(BACKENDS)}.")
-    if backend == "cpu":
-        _require("cpu")
-        if device != "cpu" or dtype not in CPU_TYPES:
-            raise ValueError(f"the cpu backend takes float32, bfloat16 and float16 on a CPU, not {dtype} on {device}")
-        return "cpu"
-    if backend == "reference" or os.environ.get("VIDEOMAMBA_OPS") == "reference" or torch.compiler.is_exporting():
-        return "reference"  # an exported graph holds no operator of ours, so that it runs where we are not installed
-    if device != "cpu" or dtype not in CPU_TYPES:
-        return "reference"
-    reason = _load_cpu_kernels()
-    if reason:
-        _warn_slow(reason)
-        return "reference"
-    return "cpu"
-
-
-def _require(backend: str) -> None:
-    if backend == "cpu" and (reason := _load_cpu_kernels()):
-        raise UserError(f"The CPU kernels are not available: {reason}.", "Install g++, or use backend=auto.", 1)
-
-
-@functools.cache
-def _load_cpu_kernels() -> str:
-    """Build and load the C++ kernels, once a process; why that failed, or nothing."""
-    try:
-        torch.ops.load_library(build.build())
-    except build.BuildError as error:
-        return str(error)
-    except OSError as error:
-        return f"the compiled library does not load: {error}"
-    return ""
-
-
-@functools.cache
-def _warn_slow(reason: str) -> None:
-    log.warning(
-        "the scan runs in plain PyTorch, about 10 times slower than the C++ kernels: %s. Install g++ (Debian, Ubuntu:"
-        " apt install g++) and start again; VIDEOMAMBA_OPS=reference keeps PyTorch and silences this.",
-        reason,
-    )
 
 
 def _kernel_scan(

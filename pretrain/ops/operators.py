@@ -5,6 +5,7 @@ Letters: B batch, L length, D channels, N state, K taps of the convolution.
 A kernel library registers itself for a device (the C++ one for CPU); torch.compile keeps one graph around them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def _conv_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return grads[0], grads[1], None if bias is None else grads[2], None, None
 
 
-_SHAPES = {
+_SHAPES: dict[str, Callable[..., Any]] = {
     "scan_forward": _scan_forward_shapes,
     "scan_backward": _scan_backward_shapes,
     "conv_forward": _conv_forward_shapes,

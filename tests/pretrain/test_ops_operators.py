@@ -1,0 +1,108 @@
+"""The operators as torch.library, torch.compile and torch.export see them."""
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.ops import backends, causal_conv1d, selective_scan
+from pretrain.ops.quick_reference import chunked_scan
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    status = next(status for status in backends() if status.name == "cpu")
+    if not status.available:
+        pytest.skip(status.reason)
+
+
+def scan_inputs(batch=2, length=19, channels=24, states=8, full=True):
+    draw = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw).requires_grad_()
+
+    A = (-torch.rand(channels, states, generator=draw)).requires_grad_()
+    rows = [normal(batch, length, channels) for _ in range(3)]
+    B, C = normal(batch, length, states), normal(batch, length, states)
+    D, bias = (normal(channels), normal(channels)) if full else (None, None)
+    return (rows[0], rows[1], A, B, C, D, rows[2] if full else None, bias)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("last_state", [False, True])
+def test_scan_operator_keeps_the_contract(full, last_state):
+    arguments = (*scan_inputs(full=full), True, not full, True, last_state)
+    torch.library.opcheck(torch.ops.videomamba.scan_forward.default, arguments)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv_operator_keeps_the_contract(bias):
+    x, weight = torch.randn(2, 9, 24, requires_grad=True), torch.randn(24, 4, requires_grad=True)
+    offset = torch.randn(24, requires_grad=True) if bias else None
+    torch.library.opcheck(torch.ops.videomamba.conv_forward.default, (x, weight, offset, bias, True))
+
+
+class Layer(nn.Module):
+    """What a mixer does around the scan."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.weight = nn.Linear(12, 48), nn.Parameter(torch.randn(24, 4))
+        self.coefficients, self.A = nn.Linear(24, 40), nn.Parameter(-torch.rand(24, 8))
+
+    def forward(self, x):
+        u, z = self.inward(x).chunk(2, -1)
+        u = causal_conv1d(u, self.weight)
+        delta, B, C = self.coefficients(u).split([24, 8, 8], -1)
+        return selective_scan(u, delta, self.A, B, C, None, z, None, True)
+
+
+def test_compile_keeps_one_graph():
+    torch.manual_seed(0)
+    layer, x = Layer(), torch.randn(2, 19, 12)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    layer(x).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    compiled(x).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_exported_graph_holds_no_operator_of_ours():
+    torch.manual_seed(0)
+    layer, x = Layer().eval(), torch.randn(2, 19, 12)
+    program = torch.export.export(layer, (x,))
+    assert "videomamba" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_states_are_stored_for_gradients_alone(monkeypatch):
+    """Without a gradient to come nothing is kept; with one, a state every sixteen positions."""
+    from pretrain.ops import dispatch
+
+    stored = []
+
+    def spy(*arguments):
+        result = torch.ops.videomamba.scan_forward(*arguments)
+        stored.append(result[2].shape)
+        return result
+
+    monkeypatch.setattr(dispatch, "scan_forward", spy)
+    inputs = scan_inputs(length=40)
+    selective_scan(*inputs, backend="cpu")
+    with torch.no_grad():
+        selective_scan(*inputs, backend="cpu")
+    assert stored == [(2, 2, 8, 24), (0,)]
+
+
+def test_gradient_through_the_last_state_alone():
+    inputs = scan_inputs(full=False)
+    leaves = [x for x in inputs if x is not None]
+
+    def gradients(scan):
+        return torch.autograd.grad(scan(*inputs, delta_softplus=True)[1].square().sum(), leaves, allow_unused=True)
+
+    ours = gradients(lambda *x, **options: selective_scan(*x, **options, return_last_state=True, backend="cpu"))
+    for a, b in zip(ours, gradients(chunked_scan), strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
