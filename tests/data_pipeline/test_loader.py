@@ -55,8 +55,14 @@ def plain(clip_corpus):
 
 
 def test_a_batch_is_what_the_contract_says(plain, clip_corpus):
-    _, batches = plain
+    loader, batches = plain
     assert [batch.step for batch in batches] == list(range(STEPS))
+    for batch in batches:
+        plan = loader.order.batch(batch.step)
+        kept = plan.index != BAD
+        assert batch.index.numpy()[kept].tolist() == plan.index[kept].tolist()
+        assert batch.seeds.numpy()[kept].tolist() == plan.seeds[kept].tolist()
+        assert len(set(batch.seeds.tolist())) == 8
     corpus = Corpus.open(clip_corpus)
     for batch in batches:
         assert batch.frames.shape == (8, 3, 4, 16, 16)
