@@ -110,7 +110,7 @@ def checkpoint_inspect(
         ("versions", ", ".join(f"{package} {version}" for package, version in meta.versions.items())),
         (
             "data",
-            f"{meta.counters.get('seen', 0):,} samples seen by rank 0, lost: {meta.counters.get('lost') or 'none'}",
+            f"{meta.counters.get('seen', 0):,} samples seen, lost: {meta.counters.get('lost') or 'none'}",
         ),
     ):
         typer.echo(f"{name:<11}{value}")

@@ -81,16 +81,20 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove what a run wrote here, and nothing else."""
+        """Remove what a run wrote here, and nothing else; UserError if another process trains in it."""
+        if not self.path.is_dir():
+            return
+        self.lock()
         for name in OURS:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        self.release()
 
-    def claim(self) -> None:
-        """Make the folder ours: take its lock, write config.yaml. Raises UserError if another process trains in it."""
+    def lock(self) -> None:
+        """Be the only process that trains in this folder, until `release` or death; UserError if there is another."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -100,6 +104,16 @@ class RunFolder:
             raise UserError(
                 f"Another process is training in {self.path}.", "Wait for it, stop it, or give another out=."
             ) from error
+
+    def release(self) -> None:
+        """Let another process train in this folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def claim(self) -> None:
+        """Lock the folder and write config.yaml into it."""
+        self.lock()
         write_whole(self.path / "config.yaml", to_yaml(self.config).encode())
 
     def finish(self, record: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +52,12 @@ def train(config: PretrainConfig, fresh: bool = False) -> int:
         return 0
     task = build_task(config, device, _tokenizer(config, folder))
     engine = Engine(config, task, world.size)
-    step, counters = _resume(engine, folder)
+    step, counted = _resume(engine, folder)
     loader = TrainLoader(
         config.data, config.seed, world.rank, world.size, step, config.steps, pin_memory=device.type == "cuda"
     )
-    if counters is not None and world.first:
-        loader.load_state_dict(counters)
+    if counted is not None and world.first:
+        loader.load_state_dict(counted)
     title = f"{config.task} {folder.path.name}"
     with (
         stop_signals() as received,
@@ -68,7 +69,7 @@ def train(config: PretrainConfig, fresh: bool = False) -> int:
         return 128 + received[0] if received else 128 + signal.SIGTERM
     distributed.barrier()
     if world.first:
-        folder.finish({"step": step, "config": run_digest(config), "ranks": world.size, "lost": loader.state_dict()})
+        folder.finish({"step": step, "config": run_digest(config), "ranks": world.size})
     return 0
 
 
@@ -84,7 +85,7 @@ def _loop(
 ) -> int:
     """Take steps until the end or a signal; returns the step reached, which is saved."""
     optim, every = config.optim, config.checkpoint.every_steps
-    window, stopping, saved = Window(), False, step
+    window, stopping = Window(), False
     batches = iter(loader)
     while step < config.steps and not stopping:
         began = time.perf_counter()
@@ -111,8 +112,6 @@ def _loop(
             window = Window()
         if stopping or step == config.steps or (every is not None and step % every == 0):
             save(config, task, engine, loader, world, step)
-            saved = step
-    assert saved == step or step == config.steps
     return step
 
 
@@ -283,10 +282,19 @@ def save(config: PretrainConfig, task: Task, engine: Engine, loader: TrainLoader
         ranks=world.size,
         zero_stage=config.zero_stage,
         model=task.meta,
-        counters=loader.state_dict(),
+        counters=counters(loader),
         versions=checkpoint.versions(),
     )
     checkpoint.save(engine.deepspeed, task.model, config, meta, task.preprocess, task.tokenizer_folder)
+
+
+def counters(loader: TrainLoader) -> dict[str, Any]:
+    """What all ranks together have seen and lost; rank 0 goes on counting from it after a resume."""
+    states = distributed.gather_objects(loader.state_dict())
+    lost: Counter[str] = Counter()
+    for state in states:
+        lost.update(state["lost"])
+    return {"seen": sum(state["seen"] for state in states), "lost": dict(lost)}
 
 
 @contextmanager

@@ -149,7 +149,10 @@ def stage2_tree(stage1_tree: dict[str, Any], corpora: dict[str, str]) -> dict[st
             "width": 32, "heads": 2, "layers": 1, "fusion_layers": 1, "intermediate": 64, "vocab_size": 256,
             "positions": 64, "max_tokens": 16, "dropout": 0.0,
         },
-        "data": stage1_tree["data"] | {"train": [{"path": corpora["video"]}, {"path": corpora["image"], "kind": "image"}]},
+        "data": {
+            **stage1_tree["data"],
+            "train": [{"path": corpora["video"]}, {"path": corpora["image"], "kind": "image"}],
+        },
     }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -42,8 +43,8 @@ def test_what_is_never_decayed(joint):
         encoder + "layers.0.mixer.A_log", encoder + "layers.0.mixer.A_b_log", encoder + "layers.1.mixer.D",
         encoder + "layers.1.mixer.D_b", encoder + "layers.0.mixer.dt_proj.bias", encoder + "layers.0.norm.weight",
         encoder + "cls_token", encoder + "pos_embed", encoder + "temporal_pos_embedding", encoder + "norm.weight",
-        "temp", "text_encoder.bert.embeddings.position_embeddings.weight", "text_encoder.bert.embeddings.LayerNorm.weight",
-        "vision_proj.bias",
+        "temp", "text_encoder.bert.embeddings.position_embeddings.weight", "vision_proj.bias",
+        "text_encoder.bert.embeddings.LayerNorm.weight",
     ):  # fmt: skip
         assert name in groups["plain"], name
     for name in (encoder + "layers.0.mixer.in_proj.weight", "vision_proj.weight", encoder + "patch_embed.proj.weight"):
@@ -132,8 +133,8 @@ def test_a_reloaded_optimizer_goes_on_exactly():
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)])
     groups = lambda m: [  # noqa: E731
-        {"name": n, "method": n, "params": [l.weight], "lr": 0.01, "base_lr": 0.01, "weight_decay": 0.1}
-        for n, l in zip(("muon", "adamw"), m, strict=True)
+        {"name": n, "method": n, "params": [layer.weight], "lr": 0.01, "base_lr": 0.01, "weight_decay": 0.1}
+        for n, layer in zip(("muon", "adamw"), m, strict=True)
     ]
     gradients = [[torch.randn(8, 8), torch.randn(8, 8)] for _ in range(4)]
 
@@ -165,7 +166,7 @@ def test_learning_rates_follow_the_base_of_each_group(joint):
 def test_schedule():
     factors = [warmup_cosine(step, steps=20, warmup=4, floor=0.1) for step in range(20)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[4:]))
     assert factors[12] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 8 / 16)))
     assert 0.1 < factors[-1] < 0.12
     assert warmup_cosine(20, 20, 4, 0.1) == pytest.approx(0.1)
