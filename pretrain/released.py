@@ -1,9 +1,9 @@
 """Names and shapes of the published checkpoints, in memory: the one place that knows where they differ from ours.
 
-    the image and the supervised video layout call the final norm `norm_f`; here it is `norm`
-    stage 2 holds a scalar `temp`; here it is (1,), since DeepSpeed cannot broadcast a scalar
-    stage 2 carries its teacher (`clip_teacher.*`) and BERT's `position_ids`; here neither is in the state dict
-    an image model's patch kernel is 2-D; here it has a frame axis
+the image and the supervised video layout call the final norm `norm_f`; here it is `norm`
+stage 2 holds a scalar `temp`; here it is (1,), since DeepSpeed cannot broadcast a scalar
+stage 2 carries its teacher (`clip_teacher.*`) and BERT's `position_ids`; here neither is in the state dict
+an image model's patch kernel is 2-D; here it has a frame axis
 """
 
 from torch import Tensor
