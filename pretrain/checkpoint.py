@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 STATE = "state"
 LATEST = "latest"
+WRITE_FAILED = ("inline_container.cc", "iostream error", "PytorchStreamWriter", "No space left", "File too large")
+"""What torch and safetensors say when a write fails, for the system's number of the error is lost."""
+
 NAME = re.compile(r"step-(\d{7,})$")
 
 
@@ -229,7 +232,7 @@ def writing(path: Path) -> Iterator[None]:
             yield
         except (RuntimeError, SafetensorError) as error:
             said = str(error)
-            if "PytorchStreamWriter" in said or "No space left" in said or "iostream error" in said:
+            if any(words in said for words in WRITE_FAILED):
                 raise OSError(errno.ENOSPC, said) from error
             raise
 
