@@ -79,11 +79,15 @@ def render_world(
         total = sum(config.count(split) for split in missing)
         done = 0
         progress(done, total)
-        with _pool(workers if total > CLIPS_A_PROCESS else 1) as run:
+        try:
+            with _pool(workers if total > CLIPS_A_PROCESS else 1) as run:
+                for split in missing:
+                    for count in _render_split(out, config, split, run):
+                        done += count
+                        progress(done, total)
+        finally:  # after the processes have ended: what an interruption or a full disk left
             for split in missing:
-                for count in _render_split(out, config, split, run):
-                    done += count
-                    progress(done, total)
+                shutil.rmtree(_partial(out, split), ignore_errors=True)
     return WorldSummary(out, missing, kept, total, damaged(config), time.monotonic() - began)
 
 
@@ -123,9 +127,13 @@ def _flush(file: IO[str]) -> None:
     os.fsync(file.fileno())
 
 
+def _partial(out: Path, split: Split) -> Path:
+    return out / f".{split}.partial"
+
+
 def _render_split(out: Path, config: WorldConfig, split: Split, run: "Runner") -> Iterator[int]:
     """Render one split into a temporary folder, then name it; yields how many clips each finished batch holds."""
-    partial = out / f".{split}.partial"
+    partial = _partial(out, split)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     specs = clip_specs(config, split)
@@ -212,12 +220,19 @@ def render_batch(specs: list[ClipSpec], folder: Path) -> int:
         made = sorted(Path(scratch).iterdir())
         if failed or len(made) != len(specs):
             messages.seek(0)
-            said = messages.read().decode(errors="replace").strip().splitlines()
-            last = said[-1] if said else f"exit code {process.returncode}, {len(made)} of {len(specs)} files"
-            raise UserError(f"ffmpeg failed in {folder.parent}: {last}.", "Free disk space and run it again.", 1)
+            raise _failure(folder, messages.read().decode(errors="replace"), process.returncode)
         for spec, path in zip(specs, made, strict=True):
             path.replace(folder / spec.name)
     return len(specs)
+
+
+def _failure(folder: Path, said: str, code: int) -> UserError:
+    """What ffmpeg said last; a full disk speaks differently, depending on where in a file it was met."""
+    lines = [line.split("] ", 1)[-1] for line in said.strip().splitlines()]
+    cause = f"ffmpeg failed in {folder}: {(lines or [f'exit code {code}'])[-1].rstrip('.')}."
+    if "No space left" in said or shutil.disk_usage(folder).free < 4 << 20:
+        return UserError(f"{cause} The disk is full.", "Free some space and run it again.", 1)
+    return UserError(cause, "Run it again; `videomamba doctor` looks at ffmpeg.", 1)
 
 
 def _command(specs: list[ClipSpec], scratch: Path) -> list[str]:

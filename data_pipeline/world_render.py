@@ -20,7 +20,7 @@ def render_clip(spec: ClipSpec) -> NDArray[np.uint8]:
     """The frames of a clip, uint8 (T, H, W, 3)."""
     ground_HW3 = _background(spec.background, spec.width, spec.height)
     scale = min(spec.width, spec.height) / 64
-    radius = max(thing.radius * (1 + thing.travel * _resizes(thing)) for thing in spec.objects) * scale
+    radius = max((thing.radius * (1 + thing.travel * _resizes(thing)) for thing in spec.objects), default=0) * scale
     margin = 2 * math.ceil(REACH * radius + 2)
     padded_HW3 = np.pad(ground_HW3, ((margin, margin), (margin, margin), (0, 0)))
     frames_THW3 = np.repeat(padded_HW3[None], spec.frames, axis=0)
@@ -133,16 +133,19 @@ def _star(u: Floats, v: Floats) -> Floats:
 def _heart(u: Floats, v: Floats) -> Floats:
     """A square standing on its corner, and a disc on each of its upper sides."""
     side, root = np.float32(0.62), np.float32(math.sqrt(0.5))
-    low = v - np.float32(0.1)
+    low = v - np.float32(0.22)
     body = np.maximum(np.abs(u + low), np.abs(u - low)) * root - side
     lobe_u, lobe_v = np.abs(u) - side * root, low + side * root
     return _exactly(np.minimum(body, np.sqrt(lobe_u * lobe_u + lobe_v * lobe_v) - side))
 
 
 def _moon(u: Floats, v: Floats) -> Floats:
-    """A disc with a smaller disc bitten out of its right side."""
-    bite_u = u - np.float32(0.62)
-    disc, bite = np.sqrt(u * u + v * v) - np.float32(1.08), np.sqrt(bite_u * bite_u + v * v) - np.float32(0.86)
+    """A disc with a smaller disc bitten out of its right side, moved so that it spins about its own middle."""
+    disc_u, bite_u = u - np.float32(0.18), u - np.float32(0.93)
+    disc, bite = (
+        np.sqrt(disc_u * disc_u + v * v) - np.float32(1.05),
+        np.sqrt(bite_u * bite_u + v * v) - np.float32(0.75),
+    )
     return _exactly(np.maximum(disc, -bite))
 
 
