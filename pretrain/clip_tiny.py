@@ -124,7 +124,7 @@ def _fit(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 mean = sum(losses[-config.log_every :]) / len(losses[-config.log_every :])
                 seconds = time.perf_counter() - began

@@ -24,11 +24,13 @@ class TeacherConfig(Frozen):
     """The frozen CLIP whose visual features and attention guide the student.
 
     `source` is a folder that open_clip wrote (`videomamba teacher` writes one) or an open_clip model name, for
-    which `weights` names a file or a tag of open_clip. `chunk` is how many frames go through it at a time.
+    which `weights` names a file or a tag of open_clip. `frame_stride` looks at every so-manieth frame of a tubelet
+    alone (1: at all of them). `chunk` is how many frames go through it at a time.
     """
 
     source: str
     weights: str | None = None
+    frame_stride: int = Field(1, ge=1)
     chunk: int = Field(256, ge=1)
 
 

@@ -86,6 +86,7 @@ class Sight:
                 config.teacher.source,
                 config.teacher.weights,
                 tubelet=config.vision.tubelet,
+                stride=config.teacher.frame_stride,
                 chunk=config.teacher.chunk,
                 grid=(self.patches[0], self.patches[1]),
             ).to(device)

@@ -32,8 +32,9 @@ class TeacherOutput(NamedTuple):
 class ClipTeacher:
     """A frozen open_clip VisionTransformer.
 
-    `tubelet` frames share one token of the student, so features and attention are averaged over them. `chunk`
-    frames go through the tower at once, which bounds memory. `ln_post` applies the tower's final norm before
+    `tubelet` frames share one token of the student, so features and attention are averaged over them, or over
+    every `stride`-th of them, which costs that much less. `chunk` frames go through the tower at once, which
+    bounds memory. `ln_post` applies the tower's final norm before
     the projection (the release does not). Raises UserError if its patches are not the student's `grid`.
     """
 
@@ -44,6 +45,7 @@ class ClipTeacher:
         mean: Triple = CLIP_MEAN,
         std: Triple = CLIP_STD,
         tubelet: int = 1,
+        stride: int = 1,
         chunk: int = 256,
         ln_post: bool = False,
         grid: tuple[int, int] | None = None,
@@ -56,7 +58,13 @@ class ClipTeacher:
                 "Choose a teacher or vision.image_size and vision.patch_size so that both grids are the same.",
             )
         self.visual = visual.eval().requires_grad_(False)
-        self.mean, self.std, self.tubelet, self.chunk, self.ln_post = mean, std, tubelet, chunk, ln_post
+        if tubelet % stride:
+            raise UserError(
+                f"teacher.frame_stride {stride} does not divide the tubelet of {tubelet} frames.",
+                "Use a divisor of vision.tubelet; 1 looks at every frame.",
+            )
+        self.mean, self.std, self.tubelet, self.chunk, self.ln_post = mean, std, tubelet // stride, chunk, ln_post
+        self.stride = stride
         self.grid = own
         self.size = (int(visual.image_size[0]), int(visual.image_size[1]))
         self.width = int(visual.proj.shape[1])
@@ -68,6 +76,7 @@ class ClipTeacher:
         weights: str | None = None,
         *,
         tubelet: int = 1,
+        stride: int = 1,
         chunk: int = 256,
         ln_post: bool = False,
         grid: tuple[int, int] | None = None,
@@ -79,7 +88,9 @@ class ClipTeacher:
         model = _create_model(source, weights)
         settings = getattr(model.visual, "preprocess_cfg", {})
         mean, std = (tuple(settings.get(key, default)) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
-        return cls(model.visual, mean=mean, std=std, tubelet=tubelet, chunk=chunk, ln_post=ln_post, grid=grid)
+        return cls(
+            model.visual, mean=mean, std=std, tubelet=tubelet, stride=stride, chunk=chunk, ln_post=ln_post, grid=grid
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """Move the tower; returns itself."""
@@ -91,6 +102,8 @@ class ClipTeacher:
 
         An image (T == 1) fills a token frame by itself.
         """
+        if frames_BCTHW.shape[2] > 1:
+            frames_BCTHW = frames_BCTHW[:, :, self.stride // 2 :: self.stride]
         B, _, T, H, W = frames_BCTHW.shape
         pixels_FCHW = normalise(frames_BCTHW, self.mean, self.std).transpose(1, 2).flatten(0, 1)
         if self.size != (H, W):
