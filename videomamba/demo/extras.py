@@ -1,0 +1,54 @@
+"""Two measurements beside the demo, outside its time: what stage 1 adds, and what one frame alone can do.
+
+`--ablate` gives the time of stage 1 to stage 2 instead, which then starts from nothing, with the same teacher:
+equal time, with and without stage 1. `--single-frame` trains stage 2 on clips in which one frame is repeated, so
+that no motion is ever seen. Both are evaluated as the demo is, on the same test clips.
+"""
+
+import json
+from collections.abc import Callable
+
+from rich.console import Console
+
+from videomamba.demo.plan import Plan, Step, pretrain, retrieval
+from videomamba.demo.run import StepRecord, run_steps
+
+ONE_FRAME = ("data.frames.rule=single",)
+FROM_NOTHING = ("init=null",)
+
+
+def run_extras(plan: Plan, records: list[StepRecord], names: list[str], console: Console) -> None:
+    """Train and evaluate the named extras in OUT/NAME; finished ones are skipped."""
+    makers: dict[str, Callable[[Plan, list[StepRecord]], list[Step]]] = {"ablate": ablate, "single_frame": single_frame}
+    for name in names:
+        run_steps(plan, makers[name](plan, records), console)
+
+
+def ablate(plan: Plan, records: list[StepRecord]) -> list[Step]:
+    """Stage 2 without stage 1 before it, longer by as many steps as fit into the seconds of stage 1."""
+    seconds = {record.name: record.seconds for record in records}
+    more = round(plan.steps["stage2"] * seconds["stage1"] / seconds["stage2"])
+    masked = pretrain(plan, "stage2", under="ablate", steps=plan.steps["stage2"] + more, more=FROM_NOTHING)
+    return _steps(plan, "ablate", "Without stage 1, equal time", masked, ())
+
+
+def single_frame(plan: Plan, records: list[StepRecord]) -> list[Step]:
+    """Stage 2 on one frame repeated: the same steps, the same start from stage 1's weights left out."""
+    masked = pretrain(plan, "stage2", under="single_frame", more=(*FROM_NOTHING, *ONE_FRAME))
+    return _steps(plan, "single_frame", "A model that only ever sees one frame", masked, ONE_FRAME)
+
+
+def _steps(plan: Plan, name: str, title: str, masked: tuple[str, ...], unmasked_more: tuple[str, ...]) -> list[Step]:
+    unmasked = pretrain(plan, "stage2_unmasked", under=name, more=unmasked_more)
+    share = plan.minutes / 10
+    return [
+        Step(f"{name}_stage2", f"{title}: stage 2, masked", (masked,), 250 * share),
+        Step(f"{name}_stage2_unmasked", f"{title}: stage 2, unmasked", (unmasked,), 100 * share),
+        Step(f"{name}_retrieval", f"{title}: retrieval", (retrieval(plan, under=name),), 40 * share),
+    ]
+
+
+def origin(plan: Plan) -> str:
+    """How the single-frame control of this folder was made, in one line."""
+    done = json.loads((plan.out / "single_frame" / "stage2_unmasked" / "done.json").read_text())
+    return f"trained beside this demo, {plan.steps['stage2']} + {done['step']} steps, seed {plan.seed}"
