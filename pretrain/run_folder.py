@@ -10,7 +10,8 @@ import fcntl
 import json
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from configs.errors import UserError
 from configs.loader import digest, read_tree, to_yaml
@@ -52,11 +53,19 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class RunFolder:
-    """The folder `config.out`."""
+    """The folder `config.out`; as a context it lets go of the lock at the end, whatever happened."""
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config, self.path = config, Path(config.out)
         self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
     @property
     def done(self) -> dict[str, Any] | None:

@@ -47,9 +47,12 @@ def train(config: PretrainConfig, fresh: bool = False) -> int:
     set_threads(config)
     world = distributed.init(device.type)
     check_world(config, world.size)
-    folder = RunFolder(config)
-    if not _open(folder, fresh):
-        return 0
+    with RunFolder(config) as folder:
+        return _run(config, device, world, folder) if _open(folder, fresh) else 0
+
+
+def _run(config: PretrainConfig, device: torch.device, world: World, folder: RunFolder) -> int:
+    """Build everything, take the steps that are left, and say how it ended as an exit code."""
     task = build_task(config, device, _tokenizer(config, folder))
     engine = Engine(config, task, world.size)
     step, counted = _resume(engine, folder)
