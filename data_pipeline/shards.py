@@ -125,8 +125,8 @@ class ShardWriter:
     def _drop(self) -> None:
         if self._file is not None:
             self._file.close()
-            part_name(self._path).unlink(missing_ok=True)
-            self._file, self._samples = None, []
+        part_name(self._path).unlink(missing_ok=True)  # Ctrl-C may have come between its making and the note of it
+        self._file, self._samples = None, []
 
 
 class Corpus:

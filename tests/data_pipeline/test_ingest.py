@@ -151,17 +151,29 @@ def test_a_world_is_named_in_the_card(media_folder, tmp_path):
 # Interruptions
 
 
-def start(source, out, **options):
-    """A build in a process group of its own, as from a shell."""
-    code = (
-        "import sys, json; from pathlib import Path; from data_pipeline.ingest import BuildConfig, build\n"
-        "if __name__ == '__main__': build(BuildConfig(**json.loads(sys.argv[1])))"
-    )
+START = """
+import json, sys, time
+from pathlib import Path
+from data_pipeline.ingest import BuildConfig, build
+
+def pause(settled, total, lost):
+    if settled == pause_at:
+        Path(sys.argv[3]).touch()
+        time.sleep(100)
+
+if __name__ == "__main__":
+    pause_at = int(sys.argv[2])
+    build(BuildConfig(**json.loads(sys.argv[1])), pause)
+"""
+
+
+def start(source, out, pause_at=-1, **options):
+    """A build in a process group of its own, as from a shell; it pauses after so many clips and makes `paused`."""
     tree = {"source": str(source), "out": str(out), "name": "set", "samples_per_shard": 6, "workers": 1, **options}
     script = out.parent / "start.py"
-    script.write_text(code)
+    script.write_text(START)
     return subprocess.Popen(
-        [sys.executable, script, json.dumps(tree)],
+        [sys.executable, script, json.dumps(tree), str(pause_at), out.parent / "paused"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -188,18 +200,24 @@ def group_is_empty(process):
     return False
 
 
-@pytest.mark.parametrize("moment", ["ledger.sqlite", "set-000000.tar", ".set-000002.tar.part", "set-000005.idx"])
+@pytest.mark.parametrize("moment", ["ledger.sqlite", "set-000000.idx", "set-000003.tar", 20])
 def test_kill_9_then_the_same_call_gives_the_same_bytes(built, media_folder, tmp_path, moment):
+    """Killed as soon as a file appears, wherever the build has got to by then, or in the middle of a shard."""
     out = tmp_path / "corpus"
-    process = start(media_folder, out)
-    wait_for((out / moment).exists, process)
+    if isinstance(moment, int):
+        process = start(media_folder, out, pause_at=moment)
+        wait_for((tmp_path / "paused").exists, process)
+    else:
+        process = start(media_folder, out)
+        wait_for((out / moment).exists, process)
     process.kill()
     process.wait()
     assert group_is_empty(process), "the processes that decode outlive their parent"
     whole = files_of(built[0])
     for name, data in files_of(out).items():
         assert data == whole[name], f"{name} is half-written under its final name"
-    finished = (out / "dataset.json").exists()  # the kill may come too late
+    finished = (out / "dataset.json").exists()  # the kill may come too late, where it waits for a file
+    assert not (finished and isinstance(moment, int))
     print("killed with", sorted(path.name for path in out.iterdir()))
     if not finished:
         with pytest.raises(UserError, match=r"not finished|is empty|no shards"):
@@ -217,8 +235,9 @@ def test_kill_9_then_the_same_call_gives_the_same_bytes(built, media_folder, tmp
 
 def test_ctrl_c_leaves_nothing_half_written(built, media_folder, tmp_path):
     out = tmp_path / "corpus"
-    process = start(media_folder, out)
-    wait_for((out / ".set-000001.tar.part").exists, process)
+    process = start(media_folder, out, pause_at=20)
+    wait_for((tmp_path / "paused").exists, process)
+    assert list(out.glob(".*"))
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0
@@ -231,12 +250,11 @@ def test_ctrl_c_leaves_nothing_half_written(built, media_folder, tmp_path):
 
 def test_two_builds_at_once_are_refused(media_folder, tmp_path):
     out = tmp_path / "corpus"
-    process = start(media_folder, out, samples_per_shard=1)
-    wait_for((out / "set-000000.tar").exists, process)
-    os.killpg(process.pid, signal.SIGSTOP)
+    process = start(media_folder, out, pause_at=10)
+    wait_for((tmp_path / "paused").exists, process)
     try:
         with pytest.raises(UserError, match="Another build is writing"):
-            build(request(media_folder, out, samples_per_shard=1))
+            build(request(media_folder, out))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
