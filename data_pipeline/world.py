@@ -254,7 +254,7 @@ def _between(draws: random.Random, low: float, high: float) -> float:
 
 def _background(draws: random.Random) -> BackgroundSpec:
     kind = pick(draws, tuple(BACKGROUND_WORDS))
-    tint = [_between(draws, -16, 16) for _ in range(3)]
+    tint = [_between(draws, -10, 10) for _ in range(3)]
     middle, contrast = _between(draws, 105, 150), _between(draws, 7, 16)
     dark, light = ([round(middle + sign * contrast + t) for t in tint] for sign in (-1, 1))
     angle, period, phase = _between(draws, 0, math.pi), _between(draws, 12, 24), draws.random()
