@@ -24,7 +24,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
-USUAL_SECONDS = 25
+USUAL_SECONDS = 15
 AVX512 = ("__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__")
 AVX2 = ("__AVX2__", "__FMA__", "__F16C__")
 
