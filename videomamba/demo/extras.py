@@ -5,9 +5,6 @@ equal time, with and without stage 1. `--single-frame` trains stage 2 on clips i
 that no motion is ever seen. Both are evaluated as the demo is, on the same test clips.
 """
 
-import json
-from collections.abc import Callable
-
 from rich.console import Console
 
 from videomamba.demo.plan import Plan, Step, pretrain, retrieval
@@ -19,9 +16,9 @@ FROM_NOTHING = ("init=null",)
 
 def run_extras(plan: Plan, records: list[StepRecord], names: list[str], console: Console) -> None:
     """Train and evaluate the named extras in OUT/NAME; finished ones are skipped."""
-    makers: dict[str, Callable[[Plan, list[StepRecord]], list[Step]]] = {"ablate": ablate, "single_frame": single_frame}
     for name in names:
-        run_steps(plan, makers[name](plan, records), console)
+        steps = ablate(plan, records) if name == "ablate" else single_frame(plan)
+        run_steps(plan, steps, console)
 
 
 def ablate(plan: Plan, records: list[StepRecord]) -> list[Step]:
@@ -32,8 +29,8 @@ def ablate(plan: Plan, records: list[StepRecord]) -> list[Step]:
     return _steps(plan, "ablate", "Without stage 1, equal time", masked, ())
 
 
-def single_frame(plan: Plan, records: list[StepRecord]) -> list[Step]:
-    """Stage 2 on one frame repeated: the same steps, the same start from stage 1's weights left out."""
+def single_frame(plan: Plan) -> list[Step]:
+    """Stage 2 on one frame repeated, for the same steps, from nothing: stage 1 has seen motion."""
     masked = pretrain(plan, "stage2", under="single_frame", more=(*FROM_NOTHING, *ONE_FRAME))
     return _steps(plan, "single_frame", "A model that only ever sees one frame", masked, ONE_FRAME)
 
@@ -46,9 +43,3 @@ def _steps(plan: Plan, name: str, title: str, masked: tuple[str, ...], unmasked_
         Step(f"{name}_stage2_unmasked", f"{title}: stage 2, unmasked", (unmasked,), 100 * share),
         Step(f"{name}_retrieval", f"{title}: retrieval", (retrieval(plan, under=name),), 40 * share),
     ]
-
-
-def origin(plan: Plan) -> str:
-    """How the single-frame control of this folder was made, in one line."""
-    done = json.loads((plan.out / "single_frame" / "stage2_unmasked" / "done.json").read_text())
-    return f"trained beside this demo, {plan.steps['stage2']} + {done['step']} steps, seed {plan.seed}"

@@ -7,11 +7,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from configs.loader import load_config
+from configs.loader import PACKAGED
 from data_pipeline.card import read_card
+from data_pipeline.decode import decode_video
+from data_pipeline.frames import middle_indices
+from data_pipeline.shards import Corpus
 from data_pipeline.world import DISCLAIMER, WORLD_VERSION
+from retrieval_eval.figures import frame_strip
+from retrieval_eval.listing import read_listing
 from retrieval_eval.report import write_report
-from retrieval_eval.report_data import Departure, LossCurve, LostClip, QueryStrips, ReportData, SingleFrameModel, StepTime
+from retrieval_eval.report_data import (
+    Departure,
+    LossCurve,
+    LostClip,
+    QueryStrips,
+    ReportData,
+    SingleFrameModel,
+    StepTime,
+    Strip,
+)
 from videomamba.demo.plan import Plan
 from videomamba.demo.run import StepRecord, write_whole
 
@@ -20,16 +34,47 @@ RUNS = {
     "stage2": "Stage 2: masked",
     "stage2_unmasked": "Stage 2: unmasked",
 }
-CONTROL = "demo/single_frame.json"  # trained once a world version by `videomamba demo --single-frame`
+RECORDED = PACKAGED / "demo" / "single_frame.json"  # once a world version, by `videomamba demo --single-frame`
+SHOWN_HITS, SHOWN_MISSES, SHOWN_FOUND = 4, 4, 3
 
 DEPARTURES = (
-    Departure(what="Size", released="32 layers of width 576, 8 frames of 224 x 224", here="4 layers of width 128, 8 frames of 64 x 64", why="two CPU cores, ten minutes"),
-    Departure(what="Patch embedding", released="one linear map of 16 x 16 pixels", here="4 x 4 squares, GELU, then a linear map (`stem: conv`)", why="the largest single gain at this scale"),
-    Departure(what="Tubelet", released="1 frame a token", here="4 frames a token", why="motion is seen inside a token, and there are a quarter of the tokens"),
-    Departure(what="Optimizer", released="AdamW", here="Muon on the matrices of the blocks, AdamW on the rest", why="fewer steps to the same loss"),
-    Departure(what="Batches", released="clips drawn evenly", here="groups of four clips that share shape and colour", why="motion has to decide"),
-    Departure(what="Teacher", released="CLIP ViT-B/16", here="a tiny CLIP trained on the demo's own frames and captions", why="nothing is downloaded"),
-)  # fmt: skip
+    Departure(
+        what="Size",
+        released="32 layers of width 576, 8 frames of 224 x 224",
+        here="4 layers of width 128, 8 frames of 64 x 64",
+        why="two CPU cores, ten minutes",
+    ),
+    Departure(
+        what="Patch embedding",
+        released="one linear map of 16 x 16 pixels",
+        here="4 x 4 squares, GELU, then a linear map (stem: conv)",
+        why="the largest single gain at this scale",
+    ),
+    Departure(
+        what="Tubelet",
+        released="1 frame a token",
+        here="4 frames a token",
+        why="motion is seen inside a token, and there are a quarter of the tokens",
+    ),
+    Departure(
+        what="Optimizer",
+        released="AdamW",
+        here="Muon on the matrices of the blocks, AdamW on the rest",
+        why="fewer steps to the same loss",
+    ),
+    Departure(
+        what="Batches",
+        released="clips drawn evenly",
+        here="groups of four clips that share shape and colour",
+        why="motion has to decide",
+    ),
+    Departure(
+        what="Teacher",
+        released="CLIP ViT-B/16, every frame",
+        here="a tiny CLIP trained on the demo's own frames, one frame a tubelet",
+        why="nothing is downloaded",
+    ),
+)
 
 
 def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
@@ -44,7 +89,9 @@ def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
 
 def summarise(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> dict[str, Any]:
     """Seconds a step, peak memory, and every retrieval column with its controls."""
-    extras = {path.parent.parent.name: json.loads(path.read_text()) for path in plan.out.glob("*/retrieval/result.json")}
+    extras = {
+        path.parent.parent.name: json.loads(path.read_text()) for path in plan.out.glob("*/retrieval/result.json")
+    }
     return {
         "world": {"version": WORLD_VERSION, "seed": plan.seed, "clips": plan.world, "note": DISCLAIMER},
         "minutes": plan.minutes,
@@ -56,7 +103,7 @@ def summarise(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> 
         "retrieval": result["results"],
         "columns": result["columns"],
         "chance": result["chance"],
-        "extras": {name: extra["results"] for name, extra in extras.items()},
+        "extras": {path.parent.parent.name: json.loads(path.read_text())["results"] for path in extras},
     }
 
 
@@ -69,13 +116,15 @@ def report_data(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -
         world=f"{DISCLAIMER} World version {WORLD_VERSION}, seed {plan.seed}.",
         facts=_facts(plan, cards),
         steps=tuple(
-            StepTime(name=record.title, seconds=record.seconds, budget_seconds=record.budget, peak_gb=record.peak_bytes / 1e9)
+            StepTime(
+                name=record.title, seconds=record.seconds, budget_seconds=record.budget, peak_gb=record.peak_bytes / 1e9
+            )
             for record in records
         ),
         peak_gb=max(record.peak_bytes for record in records) / 1e9,
         lost=tuple(_lost(cards["train"])),
         curves=tuple(curve for name, title in RUNS.items() if (curve := _curve(plan.out / name, title))),
-        queries=_queries(result),
+        queries=_queries(plan),
         single_frame=_single_frame(plan),
         departures=DEPARTURES,
         export_checks=_export_checks(plan),
@@ -118,7 +167,9 @@ def _table(result: dict[str, Any]) -> Table:
         for measure in measures:
             table.add_column(f"{measure}\n({name})", justify="right")
     rows = [("text to video", result["results"], "t2v"), ("video to text", result["results"], "v2t")]
-    rows += [(f"text to video, {name}", scored, "t2v") for name, scored in result["results"].get("controls", {}).items()]
+    rows += [
+        (f"text to video, {name}", scored, "t2v") for name, scored in result["results"].get("controls", {}).items()
+    ]
     for title, scored, direction in rows:
         cells = [
             f"{scored[scoring][direction][measure]:.1f}" if direction in scored.get(scoring, {}) else "-"
@@ -127,3 +178,56 @@ def _table(result: dict[str, Any]) -> Table:
         ]
         table.add_row(title, *cells)
     return table
+
+
+def _queries(plan: Plan) -> tuple[QueryStrips, ...]:
+    """Strips of frames for some queries: hits and misses of the re-ranked column, evenly from the list."""
+    lines = read_listing(plan.out / "retrieval" / "queries.jsonl")
+    hits = [line for line in lines if line["reranked"]["rank"] <= 1]
+    misses = [line for line in lines if line["reranked"]["rank"] > 1]
+    corpus = Corpus.open(plan.out / "shards" / "test")
+    return tuple(_query(corpus, line) for line in [*_spread(hits, SHOWN_HITS), *_spread(misses, SHOWN_MISSES)])
+
+
+def _spread(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return lines[:: max(1, len(lines) // count)][:count]
+
+
+def _query(corpus: Corpus, line: dict[str, Any]) -> QueryStrips:
+    truth, ranked = line["truth"], line["reranked"]
+    found = [_strip(corpus, clip, clip["key"] == truth["key"]) for clip in ranked["found"][:SHOWN_FOUND]]
+    return QueryStrips(
+        text=line["query"],
+        rank=ranked["rank"],
+        column="re-ranked",
+        truth=_strip(corpus, truth, True),
+        found=tuple(found),
+    )
+
+
+def _strip(corpus: Corpus, clip: dict[str, Any], right: bool) -> Strip:
+    frames = decode_video(corpus.read(clip["index"]).media, lambda count: middle_indices(count, 8))
+    return Strip(
+        key=clip["key"], caption=clip["caption"], image=frame_strip(frames), score=clip.get("score"), right=right
+    )
+
+
+def _single_frame(plan: Plan) -> SingleFrameModel | None:
+    """The control that only ever saw one frame: trained beside this demo, else the one recorded for this world."""
+    own = plan.out / "single_frame" / "retrieval" / "result.json"
+    if own.is_file():
+        return SingleFrameModel(results=json.loads(own.read_text())["results"], origin="trained beside this demo")
+    if RECORDED.is_file():
+        record = json.loads(RECORDED.read_text())
+        if record["world"] == WORLD_VERSION:
+            return SingleFrameModel(results=record["results"], origin=record["origin"])
+    return None
+
+
+def _export_checks(plan: Plan) -> dict[str, str]:
+    """What the export found when a fresh process loaded both encoders again."""
+    summary = json.loads((plan.out / "encoders" / "export.json").read_text())
+    return {
+        f"Exported {name} encoder, loaded again": f"largest difference of an embedding {worst:.1e}"
+        for name, worst in summary["largest_difference"].items()
+    }

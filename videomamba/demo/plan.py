@@ -56,12 +56,13 @@ def make_plan(out: Path, minutes: float, seed: int = 0, ranks: int = 1) -> Plan:
 def make_steps(plan: Plan) -> list[Step]:
     """The demo as public commands, in order; every path lies under `plan.out`."""
     out, share = plan.out, plan.minutes / FULL_MINUTES
-    teacher = ("teacher", "demo/teacher", f"out={out / 'teacher'}", f"steps={plan.steps['teacher']}")
     images = f"data.train.1.path={out / 'shards' / 'images'}"
+    steps = f"steps={plan.steps['teacher']}"
+    teacher = ("teacher", "demo/teacher", f"out={out / 'teacher'}", steps, *_data(plan), images)
     return [
         Step("world", "Render captioned clips with ffmpeg", (_world(plan),), 60 * share),
         Step("shards", "Build WebDataset shards, and verify them", _shards(plan), 50 * share),
-        Step("teacher", "Train a tiny CLIP with open_clip, the teacher", ((*teacher, *_data(plan), images),), 60 * share),
+        Step("teacher", "Train a tiny CLIP with open_clip, the teacher", (teacher,), 60 * share),
         Step("stage1", "Stage 1: masked video modelling with the teacher", (pretrain(plan, "stage1"),), 70 * share),
         Step("stage2", "Stage 2: video and text together, masked", (pretrain(plan, "stage2"),), 190 * share),
         Step(
@@ -75,7 +76,9 @@ def make_steps(plan: Plan) -> list[Step]:
     ]
 
 
-def pretrain(plan: Plan, name: str, *, under: str = "", steps: int | None = None, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+def pretrain(
+    plan: Plan, name: str, *, under: str = "", steps: int | None = None, more: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """The command of a training run: the packaged config `demo/NAME`, its folder OUT/[UNDER/]NAME, its data."""
     folder = plan.out / under
     command = ["pretrain", f"demo/{name}", f"out={folder / name}", f"steps={steps or plan.steps[name]}", *_data(plan)]
@@ -110,7 +113,9 @@ def _shards(plan: Plan) -> tuple[tuple[str, ...], ...]:
     commands: list[tuple[str, ...]] = []
     for part in plan.world:
         media, shards = plan.out / "media" / part, plan.out / "shards" / part
-        commands.append(("data", "build", str(media), str(shards), "--csv", str(media / "captions.csv"), "--name", part))
+        commands.append(
+            ("data", "build", str(media), str(shards), "--csv", str(media / "captions.csv"), "--name", part)
+        )
         commands.append(("data", "verify", str(shards)))
     return tuple(commands)
 
