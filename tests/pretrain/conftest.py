@@ -191,21 +191,24 @@ class Runs:
         path.write_text(yaml.safe_dump(tree | {"out": tree.get("out", str(self.folder / name))}))
         return path
 
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
     def start(self, config: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "videomamba", "pretrain", str(config), *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+            env=self.environment() | environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def run(self, config: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(config, *arguments, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=200)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def kill_when(self, process: subprocess.Popen[str], path: Path, number: int = signal.SIGKILL) -> None:
         """Send `number` to the process as soon as `path` exists."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while not path.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert path.exists(), process.communicate()[1]
@@ -219,6 +222,12 @@ class Runs:
     def config(self, tree: dict[str, Any], name: str) -> PretrainConfig:
         """The validated config of a tree, its run in this test's folder."""
         return validate(tree | {"out": str(self.folder / name)}, PretrainConfig, name)
+
+
+@pytest.fixture(scope="session")
+def runs_in() -> type[Runs]:
+    """`runs_in(folder)`: runs in a folder that outlives a test."""
+    return Runs
 
 
 @pytest.fixture
