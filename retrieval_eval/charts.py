@@ -13,7 +13,9 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 POINTS = 160
 
 
-def line_chart(title: str, steps: Sequence[int], series: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> str:
+def line_chart(
+    title: str, steps: Sequence[int], series: Mapping[str, Sequence[float]], x_label: str, y_label: str
+) -> str:
     """An SVG element and its legend; values that are not finite leave a gap. Empty series give a sentence."""
     finite = [value for values in series.values() for value in values if math.isfinite(value)]
     if not steps or not finite:
@@ -101,7 +103,8 @@ def _labels(x_label: str, y_label: str) -> str:
     return (
         f'<text class="axis" x="{LEFT + (WIDTH - LEFT - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
-        f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
     )
 
 

@@ -4,12 +4,12 @@ Every text is escaped on its way in. The parts of the page stand in the order in
 what this is, what was reached, what was found, how it was trained, what it was built from.
 """
 
-import os
-import tempfile
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import write_whole
 from retrieval_eval.charts import line_chart
 from retrieval_eval.report_data import Departure, LossCurve, LostClip, QueryStrips, ReportData, StepTime, Strip
 from retrieval_eval.report_table import headline, retrieval_tables
@@ -20,34 +20,27 @@ STYLE = Path(__file__).with_name("report.css")
 def write_report(data: ReportData, path: Path) -> Path:
     """Write the page to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, suffix=".tmp") as file:
-        try:
-            file.write(render(data))
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_whole(path, render(data).encode())
     return path
 
 
 def render(data: ReportData) -> str:
     """The page as text."""
     world = f'<p class="notice">{escape(data.world)}</p>' if data.world else ""
-    body = "".join([
-        f"<h1>{escape(data.title)}</h1>{world}",
-        headline(data.result),
-        _section("Retrieval", retrieval_tables(data.result, data.single_frame)),
-        _section("What was found", "".join(map(_query, data.queries))),
-        _section("Losses", f'<div class="charts">{"".join(map(_curve, data.curves))}</div>' if data.curves else ""),
-        _section("What was built", _facts(data.facts) + _facts(data.export_checks)),
-        _section("Time and memory", _steps(data.steps, data.peak_gb)),
-        _section("Clips that were lost", _lost(data.lost)),
-        _section("How this recipe differs from the released one", _departures(data.departures)),
-        _section("Protocol", _protocol(data.result)),
-    ])
+    body = "".join(
+        [
+            f"<h1>{escape(data.title)}</h1>{world}",
+            headline(data.result),
+            _section("Retrieval", retrieval_tables(data.result, data.single_frame)),
+            _section("What was found", "".join(map(_query, data.queries))),
+            _section("Losses", f'<div class="charts">{"".join(map(_curve, data.curves))}</div>' if data.curves else ""),
+            _section("What was built", _facts(data.facts) + _facts(data.export_checks)),
+            _section("Time and memory", _steps(data.steps, data.peak_gb)),
+            _section("Clips that were lost", _lost(data.lost)),
+            _section("How this recipe differs from the released one", _departures(data.departures)),
+            _section("Protocol", _protocol(data.result)),
+        ]
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -72,15 +65,17 @@ def _curve(curve: LossCurve) -> str:
 
 def _query(query: QueryStrips) -> str:
     hit = query.rank < 2
-    word = '<span class="right-word">found first</span>' if hit else f'<span class="wrong-word">found at rank {query.rank:g}</span>'
+    word = "found first" if hit else f"found at rank {query.rank:g}"
     note = f" {escape(query.note)}" if query.note else ""
     strips = "".join(
         _strip(strip, f"Found {place}{_ordinal(place)}") for place, strip in enumerate(query.found, start=1)
     )
     return (
         f'<article class="card query"><h3>“{escape(query.text)}”</h3>'
-        f'<p class="quiet">{word} ({escape(query.column)}).{note}</p>'
-        f'<div class="strips">{_strip(query.truth, "The clip that this was written for", mark=False)}{strips}</div></article>'
+        f'<p class="quiet"><span class="{"right" if hit else "wrong"}-word">{word}</span> '
+        f"({escape(query.column)}).{note}</p>"
+        f'<div class="strips">{_strip(query.truth, "The clip that this was written for", mark=False)}{strips}</div>'
+        "</article>"
     )
 
 
@@ -113,7 +108,9 @@ def _steps(steps: tuple[StepTime, ...], peak_gb: float | None) -> str:
         f"{_cell(step.budget_seconds, '.0f')}{_cell(step.peak_gb, '.2f')}</tr>"
         for step in steps
     )
-    total = f"<tr><th>Together</th>{_cell(sum(step.seconds for step in steps), '.1f')}<td></td>{_cell(peak_gb, '.2f')}</tr>"
+    total = (
+        f"<tr><th>Together</th>{_cell(sum(step.seconds for step in steps), '.1f')}<td></td>{_cell(peak_gb, '.2f')}</tr>"
+    )
     return _table(["Step", "Seconds", "Budget (s)", "Peak memory (GB)"], rows + total)
 
 
@@ -127,28 +124,34 @@ def _small(text: str) -> str:
 
 def _table(head: list[str], rows: str, kind: str = "") -> str:
     titles = "".join(
-        f'<th{"" if place == 0 or kind else " class=number"}>{escape(title)}</th>' for place, title in enumerate(head)
+        f"<th{'' if place == 0 or kind else ' class=number'}>{escape(title)}</th>" for place, title in enumerate(head)
     )
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _lost(lost: tuple[LostClip, ...]) -> str:
     if not lost:
         return ""
-    rows = "".join(
-        f"<tr><th>{escape(clip.name)}</th><td>{escape(clip.reason)}</td><td>{escape(clip.detail)}</td></tr>" for clip in lost
-    )
-    return f"<p>{len(lost)} were left out and counted; none was replaced.</p>" + _table(["Clip", "Reason", "Detail"], rows, "words")
+    head = f"<p>{len(lost)} left out and counted; none was replaced by another.</p>"
+    return head + _words(["Clip", "Reason", "Detail"], [(clip.name, clip.reason, clip.detail) for clip in lost])
 
 
 def _departures(departures: tuple[Departure, ...]) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(one.what)}</th><td>{escape(one.released)}</td><td>{escape(one.here)}</td><td>{escape(one.why)}</td></tr>"
-        for one in departures
-    )
-    return _table(["What", "Released recipe", "Here", "Why"], rows, "words") if rows else ""
+    rows = [(one.what, one.released, one.here, one.why) for one in departures]
+    return _words(["What", "Released recipe", "Here", "Why"], rows) if rows else ""
+
+
+def _words(head: list[str], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [
+        f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(text)}</td>' for text in row[1:])}</tr>" for row in rows
+    ]
+    return _table(head, "".join(lines), "words")
 
 
 def _protocol(result: dict[str, Any]) -> str:
-    protocol = result.get("protocol", {})
-    return f"<details><summary>Every choice behind the numbers</summary>{_facts({k: str(v) for k, v in protocol.items()})}</details>" if protocol else ""
+    choices = {name: str(value) for name, value in result.get("protocol", {}).items()}
+    if not choices:
+        return ""
+    return f"<details><summary>Every choice behind the numbers</summary>{_facts(choices)}</details>"

@@ -25,7 +25,9 @@ def headline(result: Mapping[str, Any]) -> str:
             cards.append((per_scoring[scoring]["t2v"]["R@1"], f"R@1 ({columns.get(scoring, scoring)}), {name}"))
     if "t2v" in result.get("chance", {}):
         cards.append((result["chance"]["t2v"]["R@1"], "R@1 by chance"))
-    boxes = "".join(f'<div class="card"><b>{_number(value)} %</b><span>{escape(name)}</span></div>' for value, name in cards)
+    boxes = "".join(
+        f'<div class="card"><b>{_number(value)} %</b><span>{escape(name)}</span></div>' for value, name in cards
+    )
     return f'<div class="cards">{boxes}</div>' if boxes else ""
 
 
@@ -36,7 +38,9 @@ def retrieval_tables(result: Mapping[str, Any], single_frame: SingleFrameModel |
     if not columns:
         return '<p class="quiet">No retrieval result.</p>'
     head = "".join(
-        f'<th class="number">{measure}<small>({escape(name)})</small></th>' for name in columns.values() for measure in MEASURES
+        f'<th class="number">{measure}<small>({escape(name)})</small></th>'
+        for name in columns.values()
+        for measure in MEASURES
     )
     parts = []
     for direction, title in DIRECTIONS.items():
@@ -50,7 +54,9 @@ def retrieval_tables(result: Mapping[str, Any], single_frame: SingleFrameModel |
     return "".join(parts)
 
 
-def _rows(result: Mapping[str, Any], columns: Mapping[str, str], direction: str, single: SingleFrameModel | None) -> str:
+def _rows(
+    result: Mapping[str, Any], columns: Mapping[str, str], direction: str, single: SingleFrameModel | None
+) -> str:
     results = result["results"]
     rows = [_row("Whole clips", "", results, columns, direction, "main-row")]
     for control, scored in results.get("controls", {}).items():
@@ -59,7 +65,9 @@ def _rows(result: Mapping[str, Any], columns: Mapping[str, str], direction: str,
         rows.append(_row("Model that only ever saw one frame", single.origin, single.results, columns, direction))
     level = result.get("chance", {}).get(direction)
     if level:
-        rows.append(_row("Chance", "a random order", {scoring: {direction: level} for scoring in columns}, columns, direction))
+        rows.append(
+            _row("Chance", "a random order", {scoring: {direction: level} for scoring in columns}, columns, direction)
+        )
     return "".join(rows)
 
 
