@@ -220,6 +220,12 @@ class PretrainConfig(Frozen):
         if not (DEEPSPEED / f"{self.deepspeed}.json").is_file():
             names = ", ".join(sorted(path.stem for path in DEEPSPEED.glob("zero*.json")))
             raise ValueError(f"there is no DeepSpeed config '{self.deepspeed}'. Use one of: {names}.")
+        if self.zero_stage == 3:
+            # Seen with DeepSpeed 0.19.8: on an image step the temporal embedding was updated by a stale gradient.
+            raise ValueError(
+                "deepspeed=zero3 is not ready here: what a step leaves unused keeps the gradient of an earlier one. "
+                "Use deepspeed=zero2."
+            )
         if self.optim.method == "muon" and self.zero_stage > 0:
             raise ValueError(
                 f"optim.method=muon needs whole matrices, and {self.deepspeed} cuts them into flat pieces. "

@@ -50,6 +50,7 @@ def test_the_two_stages_are_valid():
         (STAGE1, {"vision": VISION | {"patch_size": 10}}, "does not divide by patch_size", ""),
         (STAGE1, {"vision": VISION | {"tubelet": 3}}, "do not divide by tubelet", ""),
         (STAGE1, {"deepspeed": "zero7"}, "no DeepSpeed config 'zero7'", "zero0, zero1, zero2, zero3"),
+        (STAGE1, {"deepspeed": "zero3"}, "zero3 is not ready here", "deepspeed=zero2"),
         (STAGE1, {"deepspeed": "zero1", "optim": {"method": "muon"}}, "needs whole matrices", "deepspeed=zero0"),
         (STAGE1, {"optim": {"warmup_steps": 10}}, "the rate would only rise", "Use 1 or so"),
         (STAGE1, {"optim": {"lr": 1e-4, "min_lr": 1e-3}}, "min_lr 0.001 is above lr 0.0001", "Lower min_lr"),
