@@ -89,9 +89,7 @@ def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
 
 def summarise(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> dict[str, Any]:
     """Seconds a step, peak memory, and every retrieval column with its controls."""
-    extras = {
-        path.parent.parent.name: json.loads(path.read_text()) for path in plan.out.glob("*/retrieval/result.json")
-    }
+    extras = sorted(plan.out.glob("*/retrieval/result.json"))
     return {
         "world": {"version": WORLD_VERSION, "seed": plan.seed, "clips": plan.world, "note": DISCLAIMER},
         "minutes": plan.minutes,
@@ -103,7 +101,7 @@ def summarise(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> 
         "retrieval": result["results"],
         "columns": result["columns"],
         "chance": result["chance"],
-        "extras": {path.parent.parent.name: json.loads(path.read_text())["results"] for path in extras},
+        "extras": {found.parent.parent.name: json.loads(found.read_text())["results"] for found in extras},
     }
 
 
