@@ -121,6 +121,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+            process.wait()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -131,7 +132,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
-def _wait(processes: list["subprocess.Popen[bytes]"], grace: float = 10.0) -> int:
+def _wait(processes: list["subprocess.Popen[bytes]"], grace: float = 5.0) -> int:
     """The first exit code that is not 0, after the rest had `grace` seconds to leave by themselves."""
     while True:
         codes = [process.poll() for process in processes]

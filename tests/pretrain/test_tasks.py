@@ -11,6 +11,15 @@ from pretrain.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.usefixtures("autocast")
+
+
+@pytest.fixture
+def autocast():
+    """As in training: DeepSpeed calls a task's losses under bf16 autocast."""
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # the cache would outlive an update
+        yield
+
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> Path:
