@@ -3,10 +3,11 @@
 import copy
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from pretrain.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +108,17 @@ def test_wrong_requests_are_refused_at_once(runs, tree):
 
 
 def test_the_config_is_shown_and_the_run_checked_without_starting_it(runs, tree, straight):
-    config = runs.write(tree, "shown")
-    shown = runs.run(config, "optim.lr=5e-4", "--print-config")
-    assert shown.returncode == 0
-    assert "lr: 0.0005" in shown.stdout
-    checked = runs.run(config, "--check", "--ranks", "2")
-    assert checked.returncode == 0, checked.stderr
-    assert "24 videos" in checked.stdout
-    assert "this run can start" in checked.stdout
+    def say(*arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    config = str(runs.write(tree, "shown"))
+    assert "lr: 0.0005" in say("pretrain", config, "optim.lr=5e-4", "--print-config")
+    checked = say("pretrain", config, "--check", "--ranks", "2")
+    assert "24 videos" in checked
+    assert "this run can start" in checked
     assert not (runs.folder / "shown").exists()
-    inspected = subprocess.run(
-        [sys.executable, "-P", "-m", "videomamba", "checkpoint", "inspect", str(straight.folder / "one"), "--tensors"],
-        capture_output=True, text=True, env={**runs.environment()}, cwd=runs.folder,
-    )  # fmt: skip
-    assert inspected.returncode == 0, inspected.stderr
-    assert "stage1, step 12" in inspected.stdout
-    assert "layers.0.mixer.in_proj.weight" in inspected.stdout
+    inspected = say("checkpoint", "inspect", str(straight.folder / "one"), "--tensors")
+    assert "stage1, step 12" in inspected
+    assert "layers.0.mixer.in_proj.weight" in inspected
