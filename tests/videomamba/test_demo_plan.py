@@ -1,0 +1,108 @@
+"""The demo as a value: its sizes, its commands, its folder, and steps that run once. Nothing is trained here."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.errors import UserError
+from configs.loader import load_config
+from pretrain.clip_config import ClipTinyConfig
+from pretrain.config import PretrainConfig, check_world
+from retrieval_eval.config import RetrievalConfig
+from videomamba.demo.extras import ablate, single_frame
+from videomamba.demo.plan import FULL_STEPS, FULL_WORLD, Step, make_plan, make_steps
+from videomamba.demo.run import StepRecord, claim, run_steps
+
+SCHEMAS = {"teacher": ClipTinyConfig, "pretrain": PretrainConfig, "eval": RetrievalConfig}
+
+
+def configs_of(steps: list[Step]) -> dict[str, object]:
+    """Every config that the steps name, loaded with the step's own assignments."""
+    loaded = {}
+    for step in steps:
+        for command in step.commands:
+            if command[0] in SCHEMAS:
+                assignments = [argument for argument in command[2:] if "=" in argument]
+                loaded[step.name] = load_config(command[1], SCHEMAS[command[0]], assignments)
+    return loaded
+
+
+def test_ten_minutes_is_the_full_demo(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 10)
+    assert plan.world == FULL_WORLD
+    assert plan.steps == FULL_STEPS
+
+
+def test_a_shorter_demo_is_smaller_in_every_part_and_never_empty(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 3)
+    assert all(0 < plan.world[part] <= FULL_WORLD[part] for part in FULL_WORLD)
+    assert all(50 < plan.steps[name] < FULL_STEPS[name] for name in FULL_STEPS)
+
+
+def test_too_short_a_demo_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leaves no time"):
+        make_plan(tmp_path, 1)
+
+
+@pytest.mark.parametrize("minutes", [2, 10])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_command_of_the_demo_is_a_valid_request(tmp_path: Path, minutes: float, ranks: int) -> None:
+    plan = make_plan(tmp_path, minutes, seed=3, ranks=ranks)
+    loaded = configs_of(make_steps(plan))
+    assert set(loaded) == {"teacher", "stage1", "stage2", "stage2_unmasked", "retrieval"}
+    for name in ("stage1", "stage2", "stage2_unmasked"):
+        run = loaded[name]
+        assert isinstance(run, PretrainConfig)
+        check_world(run, ranks)
+        assert (run.seed, run.steps, run.out) == (3, plan.steps[name], str(tmp_path / name))
+    stage2 = loaded["stage2"]
+    assert isinstance(stage2, PretrainConfig)
+    assert all(part.weight > 0 for part in (stage2.losses.alignment, stage2.losses.contrastive))
+    assert all(part.weight > 0 for part in (stage2.losses.matching, stage2.losses.mlm))
+    assert stage2.mask is not None
+    assert {corpus.kind for corpus in stage2.data.train} == {"video", "image"}
+
+
+def test_the_extras_start_from_nothing_and_one_of_them_sees_one_frame(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 10)
+    records = [StepRecord("stage1", "", 0, seconds=50.0), StepRecord("stage2", "", 0, seconds=100.0)]
+    without, still = configs_of(ablate(plan, records)), configs_of(single_frame(plan))
+    assert without["ablate_stage2"].init is None  # type: ignore[attr-defined]
+    assert without["ablate_stage2"].steps == round(1.5 * plan.steps["stage2"])  # type: ignore[attr-defined]
+    for name in ("single_frame_stage2", "single_frame_stage2_unmasked"):
+        assert still[name].data.frames.rule == "single"  # type: ignore[attr-defined]
+
+
+def test_a_folder_belongs_to_one_demo(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "demo", 3)
+    claim(plan, fresh=False)
+    claim(plan, fresh=False)
+    with pytest.raises(UserError, match="other settings"):
+        claim(make_plan(tmp_path / "demo", 4), fresh=False)
+    claim(make_plan(tmp_path / "demo", 4), fresh=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    for fresh in (False, True):
+        with pytest.raises(UserError, match="holds no demo"):
+            claim(make_plan(other, 3), fresh)
+    assert (other / "thesis.tex").read_text() == "precious"
+
+
+def test_a_finished_step_is_skipped_and_a_failed_one_is_named(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 3)
+    good = Step("version", "Say the version", (("--version",),), 5)
+    bad = Step("broken", "Ask for what is not there", (("data", "verify", str(tmp_path / "nothing")),), 5)
+    with pytest.raises(UserError, match="'broken' failed") as caught:
+        run_steps(plan, [good, bad], Console(quiet=True))
+    assert caught.value.exit_code == 1
+    marker = tmp_path / "steps" / "version.json"
+    written = marker.read_text()
+    assert not (tmp_path / "steps" / "broken.json").exists()
+    records = run_steps(plan, [good], Console(quiet=True))
+    assert marker.read_text() == written
+    assert records[0].seconds == json.loads(written)["seconds"]
+    changed = Step("version", "Say the version", (("--version",), ("--version",)), 5)
+    assert run_steps(plan, [changed], Console(quiet=True))[0].commands == ["--version", "--version"]
