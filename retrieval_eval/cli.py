@@ -1,6 +1,5 @@
 """`videomamba eval`, `embed`, `search` and `export`; torch is imported only when the work begins."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,31 +134,29 @@ def _progress() -> "Iterator[Tell]":
 
 
 def _show(result: dict[str, Any], path: Path) -> None:
-    """The table of a result, a row a view and direction."""
+    """The table of a result: a row a direction, scoring and view, so that it fits a terminal of 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
     measures = ("R@1", "R@5", "R@10", "MedR")
     table = Table(title="Zero-shot retrieval", title_justify="left")
     table.add_column("")
-    for name in result["columns"].values():
-        for measure in measures:
-            table.add_column(f"{measure}\n({name})", justify="right")
-    names = {"shuffled": "frames shuffled", "single": "one frame repeated"}
-    rows = [("", result["results"])] + [(names[n], scored) for n, scored in result["results"]["controls"].items()]
-    for view, scored in rows:
-        for way, title in (("t2v", "text to video"), ("v2t", "video to text")):
-            cells = [
-                f"{scored[scoring][way][measure]:.1f}" if scoring in scored else "-"
-                for scoring in result["columns"]
-                for measure in measures
-            ]
-            table.add_row(f"{title}, {view}" if view else title, *cells)
-    console = Console()
-    console.print(table)
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    names = {"shuffled": ", frames shuffled", "single": ", one frame repeated"}
+    views = [("", result["results"])] + [(names[n], scored) for n, scored in result["results"]["controls"].items()]
+    for way, title in (("t2v", "text to video"), ("v2t", "video to text")):
+        for view, scored in views:
+            for scoring, column in result["columns"].items():
+                if scoring in scored:
+                    numbers = [f"{scored[scoring][way][measure]:.1f}" for measure in measures]
+                    table.add_row(f"{title} ({column}){view}", *numbers)
+        if way == "t2v":
+            table.add_section()
+    Console().print(table)
     protocol = result["protocol"]
     missing = f", {len(result['missing'])} clips could not be read (named in it)" if result["missing"] else ""
     typer.echo(f"{protocol['clips']} clips, {protocol['captions']} captions{missing}; chance R@1 "
                f"{result['chance']['t2v']['R@1']:.2f} %. Everything else: {path}")  # fmt: skip
     if "note" in protocol:
-        typer.echo(f"{protocol['note']} World: {json.dumps(protocol['world'])}")
+        typer.echo(f"{protocol['note']} World version {protocol['world'].get('version', 'unknown')}.")

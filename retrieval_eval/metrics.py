@@ -1,7 +1,7 @@
 """Ranks and recalls of a score matrix, both directions, with several captions a video. Pure numpy.
 
-Legend: V videos, C captions, Q queries, G gallery entries. `scores_VC[i, j]` says how well caption j fits
-video i; `video_of_caption_C[j]` is the row of the video that caption j belongs to.
+Legend: V videos, C captions, Q queries, G gallery entries, S resamplings. `scores_VC[i, j]` says how well
+caption j fits video i; `video_of_caption_C[j]` is the row of the video that caption j belongs to.
 
 Text to video: every caption is a query with one right answer. Video to text: every video is a query, and
 the best placed of its captions counts (the rule of the published code, reference/videomamba.md, 4).
@@ -23,6 +23,7 @@ Ties = Literal["expected", "published"]
 Ranks = NDArray[np.float64]
 RECALLS = (1, 5, 10, 50)
 _ROWS = 256
+_DRAWN_AT_ONCE = 4_000_000
 
 
 def text_to_video_ranks(
@@ -72,8 +73,7 @@ def _published_ranks(scores_QG: NDArray[Any], relevant_QG: NDArray[np.bool_]) ->
 
 def summarise(ranks_Q: Ranks, gallery: int, recalls: Sequence[int] = RECALLS) -> dict[str, float]:
     """Recalls in percent, median and mean rank, the number of queries `n` and of gallery entries."""
-    summary: dict[str, float] = {f"R@{k}": 100.0 * float((ranks_Q <= k).mean()) for k in recalls}
-    summary |= {"MedR": float(np.median(ranks_Q)), "MeanR": float(ranks_Q.mean())}
+    summary = {name: float(values[0]) for name, values in _measures(ranks_Q[None], recalls).items()}
     return summary | {"n": len(ranks_Q), "gallery": gallery}
 
 
@@ -98,18 +98,21 @@ def bootstrap_intervals(
     The same seed draws the same queries, so that two results on the same queries can be paired.
     """
     generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {}
-    for _ in range(samples):
-        sample = ranks_Q[generator.integers(0, len(ranks_Q), len(ranks_Q))]
-        for name, value in summarise(sample, 0, recalls).items():
-            drawn.setdefault(name, []).append(value)
+    drawn: dict[str, list[Ranks]] = {}
+    step = max(1, _DRAWN_AT_ONCE // len(ranks_Q))
+    for start in range(0, samples, step):
+        ranks_SQ = ranks_Q[generator.integers(0, len(ranks_Q), (min(step, samples - start), len(ranks_Q)))]
+        for name, values_S in _measures(ranks_SQ, recalls).items():
+            drawn.setdefault(name, []).append(values_S)
     edges = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
-    return {
-        name: (float(low), float(high))
-        for name, values in drawn.items()
-        if name not in ("n", "gallery")
-        for low, high in [np.percentile(values, edges)]
-    }
+    intervals = {name: np.percentile(np.concatenate(parts), edges) for name, parts in drawn.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
+
+
+def _measures(ranks_SQ: Ranks, recalls: Sequence[int]) -> dict[str, Ranks]:
+    """Recalls in percent, median and mean rank of each row, (S,)."""
+    found = {f"R@{k}": 100.0 * (ranks_SQ <= k).mean(axis=1) for k in recalls}
+    return found | {"MedR": np.median(ranks_SQ, axis=1), "MeanR": ranks_SQ.mean(axis=1)}
 
 
 def both_directions(
