@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 40
 POINTS = 160
 
 
@@ -20,9 +20,9 @@ def line_chart(
     finite = [value for values in series.values() for value in values if math.isfinite(value)]
     if not steps or not finite:
         return f'<p class="quiet">{escape(title)}: nothing was logged.</p>'
-    x_ticks = ticks(min(0, steps[0]), max(steps[-1], 1))
+    x_ticks = [tick for tick in ticks(min(0, steps[0]), max(steps[-1], 1)) if tick <= max(steps[-1], 1)]
     y_ticks = ticks(min(0.0, *finite), max(finite))
-    frame = _Frame(x_ticks[0], max(steps[-1], 1), y_ticks[0], max(y_ticks[-1], max(finite)))
+    frame = _Frame(x_ticks[0], max(steps[-1], 1), y_ticks[0], y_ticks[-1])
     lines = [
         f'<path class="line s{i % 6}" d="{_path(frame, *thin(steps, values))}"/>'
         for i, values in enumerate(series.values())
@@ -34,18 +34,18 @@ def line_chart(
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
         f"{_grid(frame, x_ticks, y_ticks)}{''.join(lines)}{_labels(x_label, y_label)}</svg>"
-        f'<ul class="legend">{legend}</ul>'
+        f'<ul class="legend">{legend}<li>(bold: the last value)</li></ul>'
     )
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least the last one below `high`, about `about` of them."""
+    """Round numbers from at most `low` to at least `high`, about `about` of them."""
     span = (high - low) or abs(high) or 1.0
     rough = span / about
     size = 10 ** math.floor(math.log10(rough))
     step = size * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
     first = math.floor(low / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(i * step, 12) for i in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
 def thin(steps: Sequence[int], values: Sequence[float], points: int = POINTS) -> tuple[list[float], list[float]]:

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-GAP = 2
+GAP, BETWEEN = 4, (245, 245, 245)
 
 
 def frame_strip(frames_THWC: NDArray[np.uint8], height: int = 64, columns: int = 8) -> str:
@@ -20,7 +20,7 @@ def frame_strip(frames_THWC: NDArray[np.uint8], height: int = 64, columns: int =
     chosen = np.linspace(0, len(frames_THWC) - 1, count).round().astype(int)
     _, source_height, source_width, _ = frames_THWC.shape
     width = max(1, round(height * source_width / source_height))
-    sheet = Image.new("RGB", (count * (width + GAP) - GAP, height), (128, 128, 128))
+    sheet = Image.new("RGB", (count * (width + GAP) - GAP, height), BETWEEN)
     for place, position in enumerate(chosen):
         frame = Image.fromarray(frames_THWC[position])
         sheet.paste(frame.resize((width, height), Image.Resampling.BICUBIC), (place * (width + GAP), 0))

@@ -26,7 +26,8 @@ def headline(result: Mapping[str, Any]) -> str:
     if "t2v" in result.get("chance", {}):
         cards.append((result["chance"]["t2v"]["R@1"], "R@1 by chance"))
     boxes = "".join(
-        f'<div class="card"><b>{_number(value)} %</b><span>{escape(name)}</span></div>' for value, name in cards
+        f'<div class="card"><b>{value:{_form("R@1", value)}} %</b><span>{escape(name)}</span></div>'
+        for value, name in cards
     )
     return f'<div class="cards">{boxes}</div>' if boxes else ""
 
@@ -78,14 +79,19 @@ def _row(
     for scoring in columns:
         numbers = scored.get(scoring, {}).get(direction, {})
         for measure in MEASURES:
+            if measure not in numbers:
+                cells.append('<td class="number">–</td>')
+                continue
+            form = _form(measure, numbers[measure])
             low, high = numbers.get("interval_95", {}).get(measure, (None, None))
-            interval = f"<small>{_number(low)}–{_number(high)}</small>" if low is not None else ""
-            value = _number(numbers[measure]) if measure in numbers else "–"
-            cells.append(f'<td class="number">{value}{interval}</td>')
+            interval = f"<small>{low:{form}}–{high:{form}}</small>" if low is not None else ""
+            cells.append(f'<td class="number">{numbers[measure]:{form}}{interval}</td>')
     small = f"<small>{escape(note)}</small>" if note else ""
     return f'<tr class="{style}"><th>{escape(name)}{small}</th>{"".join(cells)}</tr>'
 
 
-def _number(value: float) -> str:
-    """One decimal, as the intervals deserve; two or more where a number is so small that it would vanish."""
-    return f"{value:.3g}" if 0 < abs(value) < 3 else f"{value:.1f}"
+def _form(measure: str, value: float) -> str:
+    """A rank as it is; a recall with one decimal, as the intervals deserve, and with two where it is small."""
+    if not measure.startswith("R@"):
+        return ".4g"
+    return ".2f" if value < 3 else ".1f"

@@ -1,7 +1,8 @@
 """Queries for the report: some that were found and some that were not, with frames of what was found.
 
-Chosen by rule and not by eye: of the misses first those where the first clip found looks like the right one (equal
-values of `same`), so that only time tells them apart; then other misses; then hits, evenly spread over the queries.
+Chosen by rule and not by eye: of the misses first those where the first clip found shows what the right one
+shows (equal values of the attributes `same`), so that time has to tell them apart; then other misses; then hits,
+evenly spread over the queries.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from retrieval_eval.listing import read_listing
 from retrieval_eval.report_data import QueryStrips, Strip
 
 FRAMES = 8
-NOTE = "The first clip found looks the same: only what happens over time tells them apart."
+NOTE = "The first clip found shows the same things: what happens over time has to tell them apart."
 
 
 def query_strips(
@@ -32,7 +33,7 @@ def query_strips(
     hits: int = 4,
     misses: int = 4,
     found: int = 3,
-    same: Sequence[str] = ("look",),
+    same: Sequence[str] = ("look", "size"),
 ) -> tuple[QueryStrips, ...]:
     """Strips for `hits` + `misses` lines of a queries.jsonl; `columns` as in result.json names the scorings.
 
