@@ -1,6 +1,6 @@
 """An exported encoder as two functions: clips to vectors and texts to vectors, preprocessing included.
 
-    from pretrain.encoder import load_encoder
+    from videomamba import load_encoder
     encoder = load_encoder("encoders")
     scores = encoder.encode_video(["a.mp4", "b.mp4"]) @ encoder.encode_text(["a dog catches a frisbee"]).T
 

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.errors import UserError
-from data_pipeline.files import disk_errors, sync_folder
+from data_pipeline.files import sync_folder
 from data_pipeline.preprocess import TextPreprocess, VisualPreprocess
-from pretrain.checkpoint import Preprocess, load_model, read_meta, resolve
+from pretrain.checkpoint import Preprocess, load_model, read_meta, resolve, writing
 from pretrain.config import PretrainConfig
 from pretrain.encoder import PREPROCESS
 from pretrain.export_card import model_card
@@ -72,7 +72,7 @@ def export(checkpoint: str | Path, out: str | Path, result: Path | None = None) 
         raise UserError(f"{folder} is a checkpoint of stage 1, which has no text encoder.", "Give one of stage 2.")
     meta = read_meta(folder)
     aside = target.with_name(f".{target.name}.part")
-    with disk_errors(target):
+    with writing(target):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         try:

@@ -10,7 +10,7 @@ from pretrain.config import PretrainConfig
 
 _LOAD = {
     "video": """```python
-from pretrain.encoder import load_encoder
+from videomamba import load_encoder
 
 encoder = load_encoder("..")                       # the folder that holds video/ and text/
 vectors = encoder.encode_video(["clip.mp4"])       # paths, or uint8 frames (T, H, W, 3)
@@ -28,7 +28,7 @@ model(pixel_values).embedding                      # unit vectors; .frame_embedd
 
 The published dual score of a clip and a text is `frame_embeddings.mean(1) @ text_embedding`.""",
     "text": """```python
-from pretrain.encoder import load_encoder
+from videomamba import load_encoder
 
 encoder = load_encoder("..")                       # the folder that holds video/ and text/
 vectors = encoder.encode_text(["a dog catches a frisbee"])

@@ -83,6 +83,8 @@ def search(
     """The clips of an index that a sentence fits best, by the dual encoder."""
     if not query.strip():
         raise UserError("The query is empty.", "Give a sentence.")
+    if not (index / "identity.json").is_file():
+        raise UserError(f"{index} is no folder of embeddings.", "Make one with `videomamba embed`.")
     from retrieval_eval.search import find
 
     for place, hit in enumerate(find(query, index, top, checkpoint, device), start=1):
@@ -155,7 +157,8 @@ def _show(result: dict[str, Any], path: Path) -> None:
             table.add_section()
     Console().print(table)
     protocol = result["protocol"]
-    missing = f", {len(result['missing'])} clips could not be read (named in it)" if result["missing"] else ""
+    lost = len(result["missing"])
+    missing = f", {lost} clip{'s' if lost > 1 else ''} could not be read (named in it)" if lost else ""
     typer.echo(f"{protocol['clips']} clips, {protocol['captions']} captions{missing}; chance R@1 "
                f"{result['chance']['t2v']['R@1']:.2f} %. Everything else: {path}")  # fmt: skip
     if "note" in protocol:

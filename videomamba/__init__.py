@@ -8,6 +8,7 @@ __version__ = "0.1.0.dev0"
 # public name -> the module that defines it; importing `videomamba` imports none of them
 _PUBLIC = {
     "create_model": "videomamba.api",
+    "load_encoder": "pretrain.encoder",
     "load_model": "pretrain.checkpoint",
 }
 

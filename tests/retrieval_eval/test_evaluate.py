@@ -1,6 +1,7 @@
 """An evaluation of real clips against loops over the model, and what it refuses."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,19 @@ def test_a_killed_pass_leaves_nothing_half_written(
     assert [path.name for path in store.folder.iterdir()] == ["identity.json"]
     embed_clips(encoders, corpus, store, ["clips", "clips-single"], ["clips"], batch=4)
     assert len(read_clips(store)[0].keys) == len(read_clips(store, "clips-single")[1]) == 13
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_piece(run_folder: Path, clips: Path, tmp_path: Path) -> None:
+    encoders, corpus = Encoders.load(run_folder, "cpu"), Corpus.open(clips)
+    store = Store(tmp_path / "store", identity_of(encoders, corpus, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))  # the system then refuses larger files
+    try:
+        with pytest.raises(UserError, match="grew past the size"):
+            embed_clips(encoders, corpus, store, ["clips"], ["clips"], batch=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in store.folder.iterdir()] == ["identity.json"]
 
 
 def test_the_first_captions_alone(run_folder: Path, clips: Path, tmp_path: Path) -> None:

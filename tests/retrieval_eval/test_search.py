@@ -1,0 +1,67 @@
+"""Finding clips by a sentence: the order of the dual score, and the checkpoint that made the index or none."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from data_pipeline.loader import EvalLoader
+from retrieval_eval.encoders import Encoders
+from retrieval_eval.search import embed_corpus, find
+from retrieval_eval.store import RowWriter, Store, read_rows
+
+
+@pytest.fixture(scope="module")
+def index(run_folder: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("search") / "index"
+    assert embed_corpus(clips, out, run_folder, batch=5, device="cpu") == 13
+    return out
+
+
+def test_hits_are_the_best_dual_scores(index: Path, run_folder: Path, clips: Path) -> None:
+    encoders = Encoders.load(run_folder, "cpu")
+    batches = list(EvalLoader(clips, encoders.visual, 4))
+    clips_VE = np.concatenate([encoders.clips(batch.frames).vectors_BE.numpy() for batch in batches])
+    keys = [key for batch in batches for key in batch.keys]
+    scores_V = clips_VE @ encoders.texts(["A blue square moves right!"]).vectors_BE.numpy()[0]
+    best = np.argsort(-scores_V)[:4]
+    hits = find("A blue square moves right!", index, top=4, device="cpu")
+    assert [hit.key for hit in hits] == [keys[row] for row in best]
+    assert [hit.score for hit in hits] == pytest.approx(scores_V[best].tolist(), abs=1e-5)
+    assert len(find("blue", index, top=100, device="cpu")) == 13
+
+
+def test_another_checkpoint_is_refused(index: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match="is not the checkpoint that made"):
+        find("red", index, checkpoint=other, device="cpu")
+
+
+def test_an_index_whose_checkpoint_moved_says_so(index: Path, tmp_path: Path) -> None:
+    said = json.loads((index / "source.json").read_text())
+    (index / "source.json").write_text(json.dumps(said | {"checkpoint": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find("red", index, device="cpu")
+    assert find("red", index, 1, Path(said["checkpoint"]), "cpu")[0].key.startswith("clip")
+
+
+def test_rows_survive_and_a_cut_file_is_refused(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((7, 3, 2)).astype(np.float16)
+    with RowWriter(tmp_path / "rows.f16", np.float16) as writer:
+        writer.write(rows[:4])
+        writer.write(rows[4:])
+    assert (read_rows(tmp_path / "rows.f16") == rows).all()
+    with (tmp_path / "rows.f16").open("r+b") as file:
+        file.truncate(50)
+    with pytest.raises(UserError, match="has 50 bytes, not 84"):
+        read_rows(tmp_path / "rows.f16")
+
+
+def test_a_store_of_another_format_names_what_differs(tmp_path: Path) -> None:
+    Store(tmp_path / "store", {"checkpoint": "a", "corpus": "b"})
+    Store(tmp_path / "store", {"checkpoint": "a", "corpus": "b"})
+    with pytest.raises(UserError, match="corpus is b there and c here"):
+        Store(tmp_path / "store", {"checkpoint": "a", "corpus": "c"})
