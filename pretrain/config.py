@@ -63,10 +63,14 @@ class MatchingConfig(Frozen):
 
 
 class MlmConfig(Frozen):
-    """Masked words, read with the video beside them; `probability` is the share of words masked."""
+    """Masked words, read with the video beside them; `probability` is the share of words masked.
+
+    `every` asks one caption in so many of a batch, for less work a step; the release asks all (1).
+    """
 
     weight: float = Field(1.0, ge=0)
     probability: float = Field(0.5, gt=0, lt=1)
+    every: int = Field(1, ge=1)
 
 
 class LossConfig(Frozen):
@@ -264,6 +268,12 @@ def check_world(config: PretrainConfig, ranks: int) -> None:
                 f"micro_batch: stage2 takes a rank's {share} {kind}s at once, not {micro}, "
                 "because its contrastive loss needs the whole batch.",
                 "Leave micro_batch out, or use more ranks.",
+            )
+        every = config.losses.mlm.every
+        if config.task == "stage2" and config.losses.mlm.weight and share % every:
+            raise ConfigError(
+                f"losses.mlm.every: a rank's {share} {kind}s do not divide by {every}.",
+                f"Use {max(n for n in range(1, every + 1) if share % n == 0)}, or other numbers of ranks and samples.",
             )
         if config.task == "stage2" and config.losses.matching.weight and share < 2:
             raise ConfigError(

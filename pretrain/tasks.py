@@ -251,10 +251,12 @@ class Stage2:
         return over_ranks(*matching_loss(positive_B2, hard_video_B2, hard_text_B2, has_video_B, has_text_B))
 
     def _mlm(self, ids_BL: Tensor, words_BL: Tensor, patches_BVD: Tensor, seeds_B: Tensor) -> Tensor:
+        every = self.rules.mlm.every
+        ids_BL, words_BL, patches_BVD = ids_BL[::every], words_BL[::every], patches_BVD[::every]
         masked_BL, label_BL = mask_words(
             ids_BL,
             words_BL,
-            seeds_B,
+            seeds_B[::every],
             mask_id=self.mask_id,
             keep_ids=self.keep_ids,
             vocab_size=self.tokenizer.get_vocab_size(),

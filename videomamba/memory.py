@@ -42,7 +42,7 @@ def _proportional_bytes(pid: int) -> int:
 class TreeMemory:
     """Context manager that samples `tree_bytes(pid)` every `interval` seconds; `.peak` holds the largest."""
 
-    def __init__(self, pid: int, interval: float = 0.5) -> None:
+    def __init__(self, pid: int, interval: float = 3.0) -> None:
         self.pid = pid
         self.interval = interval
         self.peak = 0

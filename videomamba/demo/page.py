@@ -5,27 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from configs.loader import PACKAGED
 from data_pipeline.card import read_card
-from data_pipeline.decode import decode_video
-from data_pipeline.frames import middle_indices
-from data_pipeline.shards import Corpus
 from data_pipeline.world import DISCLAIMER, WORLD_VERSION
-from retrieval_eval.figures import frame_strip
-from retrieval_eval.listing import read_listing
 from retrieval_eval.report import write_report
 from retrieval_eval.report_data import (
     Departure,
     LossCurve,
     LostClip,
-    QueryStrips,
     ReportData,
     SingleFrameModel,
     StepTime,
-    Strip,
 )
+from retrieval_eval.strips import query_strips
 from videomamba.demo.plan import Plan
 from videomamba.demo.run import StepRecord, write_whole
 
@@ -35,7 +28,6 @@ RUNS = {
     "stage2_unmasked": "Stage 2: unmasked",
 }
 RECORDED = PACKAGED / "demo" / "single_frame.json"  # once a world version, by `videomamba demo --single-frame`
-SHOWN_HITS, SHOWN_MISSES, SHOWN_FOUND = 4, 4, 3
 
 DEPARTURES = (
     Departure(
@@ -78,11 +70,10 @@ DEPARTURES = (
 
 
 def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
-    """Write the summary and the page, print the table of results; returns the page's path."""
+    """Write the summary and the page, say that it is a rendered world; returns the page's path."""
     result = json.loads((plan.out / "retrieval" / "result.json").read_text())
     summary = summarise(plan, records, result)
     write_whole(plan.out / "summary.json", json.dumps(summary, indent=2))
-    console.print(_table(result))
     console.print(f"[italic]{DISCLAIMER}[/]")
     return write_report(report_data(plan, records, result), plan.out / "report.html")
 
@@ -122,7 +113,9 @@ def report_data(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -
         peak_gb=max(record.peak_bytes for record in records) / 1e9,
         lost=tuple(_lost(cards["train"])),
         curves=tuple(curve for name, title in RUNS.items() if (curve := _curve(plan.out / name, title))),
-        queries=_queries(plan),
+        queries=tuple(
+            query_strips(plan.out / "retrieval" / "queries.jsonl", plan.out / "shards" / "test", result["columns"])
+        ),
         single_frame=_single_frame(plan),
         departures=DEPARTURES,
         export_checks=_export_checks(plan),
@@ -156,60 +149,6 @@ def _curve(run: Path, title: str) -> LossCurve | None:
     return LossCurve(title=title, steps=tuple(line["step"] for line in lines), series=series, note="weighted losses")
 
 
-def _table(result: dict[str, Any]) -> Table:
-    """The retrieval table of the terminal: a row a direction and control, a column a measure and scoring."""
-    table = Table(title="Zero-shot retrieval on clips never trained on", title_justify="left")
-    table.add_column("")
-    measures = ("R@1", "R@5", "R@10", "MedR")
-    for name in result["columns"].values():
-        for measure in measures:
-            table.add_column(f"{measure}\n({name})", justify="right")
-    rows = [("text to video", result["results"], "t2v"), ("video to text", result["results"], "v2t")]
-    rows += [
-        (f"text to video, {name}", scored, "t2v") for name, scored in result["results"].get("controls", {}).items()
-    ]
-    for title, scored, direction in rows:
-        cells = [
-            f"{scored[scoring][direction][measure]:.1f}" if direction in scored.get(scoring, {}) else "-"
-            for scoring in result["columns"]
-            for measure in measures
-        ]
-        table.add_row(title, *cells)
-    return table
-
-
-def _queries(plan: Plan) -> tuple[QueryStrips, ...]:
-    """Strips of frames for some queries: hits and misses of the re-ranked column, evenly from the list."""
-    lines = read_listing(plan.out / "retrieval" / "queries.jsonl")
-    hits = [line for line in lines if line["reranked"]["rank"] <= 1]
-    misses = [line for line in lines if line["reranked"]["rank"] > 1]
-    corpus = Corpus.open(plan.out / "shards" / "test")
-    return tuple(_query(corpus, line) for line in [*_spread(hits, SHOWN_HITS), *_spread(misses, SHOWN_MISSES)])
-
-
-def _spread(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return lines[:: max(1, len(lines) // count)][:count]
-
-
-def _query(corpus: Corpus, line: dict[str, Any]) -> QueryStrips:
-    truth, ranked = line["truth"], line["reranked"]
-    found = [_strip(corpus, clip, clip["key"] == truth["key"]) for clip in ranked["found"][:SHOWN_FOUND]]
-    return QueryStrips(
-        text=line["query"],
-        rank=ranked["rank"],
-        column="re-ranked",
-        truth=_strip(corpus, truth, True),
-        found=tuple(found),
-    )
-
-
-def _strip(corpus: Corpus, clip: dict[str, Any], right: bool) -> Strip:
-    frames = decode_video(corpus.read(clip["index"]).media, lambda count: middle_indices(count, 8))
-    return Strip(
-        key=clip["key"], caption=clip["caption"], image=frame_strip(frames), score=clip.get("score"), right=right
-    )
-
-
 def _single_frame(plan: Plan) -> SingleFrameModel | None:
     """The control that only ever saw one frame: trained beside this demo, else the one recorded for this world."""
     own = plan.out / "single_frame" / "retrieval" / "result.json"
@@ -226,6 +165,7 @@ def _export_checks(plan: Plan) -> dict[str, str]:
     """What the export found when a fresh process loaded both encoders again."""
     summary = json.loads((plan.out / "encoders" / "export.json").read_text())
     return {
-        f"Exported {name} encoder, loaded again": f"largest difference of an embedding {worst:.1e}"
-        for name, worst in summary["largest_difference"].items()
+        f"Exported {name} encoder, loaded again": f"{summary[f'{name}_parameters']:,} parameters, "
+        f"largest difference of an embedding {summary[f'{name}_difference']:.1e}"
+        for name in ("video", "text")
     }

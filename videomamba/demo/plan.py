@@ -9,7 +9,7 @@ FIXED_SECONDS = 80  # process starts, imports and checks, which do not shrink wi
 FULL_MINUTES = 10.0
 FULL_WORLD = {"train": 6000, "val": 400, "test": 400, "images": 1500}
 SMALLEST_WORLD = {"train": 600, "val": 60, "test": 100, "images": 200}
-FULL_STEPS = {"teacher": 400, "stage1": 300, "stage2": 750, "stage2_unmasked": 400}
+FULL_STEPS = {"teacher": 300, "stage1": 300, "stage2": 700, "stage2_unmasked": 400}
 FEWEST_STEPS = 60  # above the warm-up of every demo config
 
 
@@ -126,4 +126,5 @@ def _data(plan: Plan) -> tuple[str, ...]:
 
 
 def _export(plan: Plan) -> tuple[str, ...]:
-    return ("export", str(plan.out / "stage2_unmasked"), str(plan.out / "encoders"))
+    result = plan.out / "retrieval" / "result.json"
+    return ("export", str(plan.out / "stage2_unmasked"), str(plan.out / "encoders"), "--result", str(result))
