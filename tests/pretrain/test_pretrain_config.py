@@ -79,6 +79,12 @@ def test_a_wrong_config_is_refused_with_a_cure(tree, changes, cause, cure):
         ),
         ({"task": "stage2", "text": TEXT}, 12, "needs a negative beside it", "24 or more"),
         (
+            {"task": "stage2", "text": TEXT, "losses": {"mlm": {"every": 4}}},
+            2,
+            "losses.mlm.every: a rank's 6 videos do not divide by 4",
+            "Use 3, or",
+        ),
+        (
             {"data": DATA | {"train": [{"path": "i", "kind": "image"}], "image_batch": 7}},
             2,
             "data.image_batch: 7 samples do not divide by 2 ranks",

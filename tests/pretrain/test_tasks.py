@@ -103,6 +103,17 @@ def test_stage_2_masked(runs, stage2_tree, words, kind):
     assert float(task.metrics["temperature"]) == pytest.approx(0.07)
 
 
+def test_masked_words_of_every_second_caption_are_those_of_these_captions(runs, stage2_tree, words):
+    tree = stage2_tree | {"losses": stage2_tree.get("losses", {}) | {"mlm": {"weight": 1.0}}}
+    config = runs.config(tree, "all")
+    sparse = runs.config(tree | {"losses": tree["losses"] | {"mlm": {"weight": 1.0, "every": 2}}}, "second")
+    batch = batch_of(config, "video")
+    half = values(build_task(sparse, CPU, words), batch)["mlm"]
+    alone = values(build_task(config, CPU, words), reordered(batch, list(range(0, len(batch), 2))))["mlm"]
+    assert half == pytest.approx(alone, rel=2e-3)
+    assert half != pytest.approx(values(build_task(config, CPU, words), batch)["mlm"], rel=1e-4)
+
+
 def test_stage_2_unmasked_uses_one_vector_a_frame_and_no_teacher(runs, stage2_tree, words):
     tree = stage2_tree | {"teacher": None, "mask": None, "losses": {"alignment": {"weight": 0}, "mlm": {"weight": 0}}}
     config = runs.config(tree, "two")

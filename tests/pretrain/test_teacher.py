@@ -135,3 +135,12 @@ def test_weights_of_another_model_are_refused(tmp_path, teacher_folder):
 def test_names_without_weights_are_refused(weights):
     with pytest.raises(UserError):
         ClipTeacher.from_open_clip("ViT-B-16", weights)
+
+
+def test_a_stride_looks_at_the_middle_frames_of_a_tubelet_alone(tower, frames):
+    strided = ClipTeacher(tower, tubelet=2, stride=2)(frames)
+    alone = ClipTeacher(tower)(frames[:, :, 1::2])
+    torch.testing.assert_close(strided.features_BLC, alone.features_BLC)
+    torch.testing.assert_close(strided.attention_BKN, alone.attention_BKN)
+    with pytest.raises(UserError, match="frame_stride 3 does not divide"):
+        ClipTeacher(tower, tubelet=4, stride=3)

@@ -2,13 +2,18 @@
 
 `--ablate` gives the time of stage 1 to stage 2 instead, which then starts from nothing, with the same teacher:
 equal time, with and without stage 1. `--single-frame` trains stage 2 on clips in which one frame is repeated, so
-that no motion is ever seen. Both are evaluated as the demo is, on the same test clips.
+that no motion is ever seen. Both are evaluated as the demo is, on the same test clips. The second is recorded
+once a world version in configs/demo/single_frame.json, which every report shows: OUT/single_frame/record.json.
 """
+
+import json
+from datetime import UTC, datetime
 
 from rich.console import Console
 
+from data_pipeline.world import WORLD_VERSION
 from videomamba.demo.plan import Plan, Step, pretrain, retrieval
-from videomamba.demo.run import StepRecord, run_steps
+from videomamba.demo.run import StepRecord, run_steps, write_whole
 
 ONE_FRAME = ("data.frames.rule=single",)
 FROM_NOTHING = ("init=null",)
@@ -19,6 +24,8 @@ def run_extras(plan: Plan, records: list[StepRecord], names: list[str], console:
     for name in names:
         steps = ablate(plan, records) if name == "ablate" else single_frame(plan)
         run_steps(plan, steps, console)
+        if name == "single_frame":
+            write_whole(plan.out / name / "record.json", json.dumps(record(plan), indent=2) + "\n")
 
 
 def ablate(plan: Plan, records: list[StepRecord]) -> list[Step]:
@@ -33,6 +40,16 @@ def single_frame(plan: Plan) -> list[Step]:
     """Stage 2 on one frame repeated, for the same steps, from nothing: stage 1 has seen motion."""
     masked = pretrain(plan, "stage2", under="single_frame", more=(*FROM_NOTHING, *ONE_FRAME))
     return _steps(plan, "single_frame", "A model that only ever sees one frame", masked, ONE_FRAME)
+
+
+def record(plan: Plan) -> dict[str, object]:
+    """The single-frame control as it is kept: its results, the world they belong to, and how they were made."""
+    results = json.loads((plan.out / "single_frame" / "retrieval" / "result.json").read_text())["results"]
+    made = (
+        f"videomamba demo --single-frame --minutes {plan.minutes:g} --seed {plan.seed}, {datetime.now(UTC):%Y-%m-%d}, "
+        f"{plan.world['test']} test clips"
+    )
+    return {"world": WORLD_VERSION, "origin": made, "results": {name: results[name] for name in ("dual", "reranked")}}
 
 
 def _steps(plan: Plan, name: str, title: str, masked: tuple[str, ...], unmasked_more: tuple[str, ...]) -> list[Step]:
