@@ -25,6 +25,7 @@ class CorpusConfig(Frozen):
     `weight` is its share of the steps (null: in proportion to its number of batches, so that all corpora go
     round together). `flip` mirrors clips half of the time: never where direction is what captions tell.
     `group_by` names attributes; samples with equal values stand together in a batch, `group_size` at a time.
+    `unlike_by` names attributes in which the members of a group shall differ, as far as the epoch allows it.
     """
 
     path: str
@@ -33,6 +34,7 @@ class CorpusConfig(Frozen):
     flip: bool = False
     group_by: tuple[str, ...] = ()
     group_size: int = Field(1, ge=1)
+    unlike_by: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _groups_have_a_size(self) -> Self:
@@ -40,6 +42,10 @@ class CorpusConfig(Frozen):
             raise ValueError(
                 f"group_by is {list(self.group_by)} and group_size {self.group_size}, but each needs the other. "
                 "Give attribute names with a group_size of 2 or more, or neither."
+            )
+        if self.unlike_by and not self.group_by:
+            raise ValueError(
+                f"unlike_by is {list(self.unlike_by)}, but there are no groups. Give group_by and group_size too."
             )
         return self
 

@@ -200,8 +200,9 @@ def open_order(config: DataConfig, seed: int, corpora: list[Corpus] | None = Non
                 batch=config.batch_of(item.kind),
                 kind=item.kind,
                 weight=item.weight,
-                labels=_labels(corpus, item),
+                labels=_labels(corpus, item.group_by),
                 group_size=item.group_size,
+                unlike=_labels(corpus, item.unlike_by),
             )
             for corpus, item in zip(opened, config.train, strict=True)
         ],
@@ -221,12 +222,12 @@ def _open(item: CorpusConfig) -> Corpus:
     return corpus
 
 
-def _labels(corpus: Corpus, item: CorpusConfig) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """(size,) a number a sample, equal where all of the attributes in `group_by` are equal."""
-    if not item.group_by:
+def _labels(corpus: Corpus, attributes: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """(size,) a number a sample, equal where all of the attributes are equal; None for no attribute."""
+    if not attributes:
         return None
     columns = [
-        np.unique([str(value) for value in corpus.attribute(name)], return_inverse=True)[1] for name in item.group_by
+        np.unique([str(value) for value in corpus.attribute(name)], return_inverse=True)[1] for name in attributes
     ]
     return np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 

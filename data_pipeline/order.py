@@ -36,7 +36,8 @@ class OrderCorpus:
     """What the order needs to know of a corpus.
 
     `batch` is the global batch of its steps; `weight` None means in proportion to its batches an epoch;
-    `labels` (size,) integers say which samples are alike, for groups of `group_size`.
+    `labels` (size,) integers say which samples are alike, for groups of `group_size`; samples of one label whose
+    `unlike` (size,) is equal too are kept out of one group where possible.
     """
 
     name: str
@@ -46,6 +47,7 @@ class OrderCorpus:
     weight: float | None = None
     labels: npt.NDArray[Any] | None = None
     group_size: int = 1
+    unlike: npt.NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Order:
         if plan.labels is None or plan.group_size == 1:
             order = permutation_np(seed, "samples", plan.size)
         else:
-            order = grouped_permutation(seed, plan.labels, plan.group_size)
+            order = grouped_permutation(seed, plan.labels, plan.group_size, plan.unlike)
         held = [key for key in self._kept if key[0] == corpus]
         for oldest in held[: len(held) + 1 - KEPT_EPOCHS]:
             del self._kept[oldest]
@@ -192,14 +194,19 @@ def substitute(seed: int, index: int, attempt: int, size: int) -> tuple[int, int
     return other + (other >= index), drawn
 
 
-def grouped_permutation(seed: int, labels: npt.NDArray[Any], group_size: int) -> Int64Array:
+def grouped_permutation(
+    seed: int, labels: npt.NDArray[Any], group_size: int, unlike: npt.NDArray[Any] | None = None
+) -> Int64Array:
     """A random order of the samples in which every run of `group_size` has one label, leftovers apart.
 
     The members of a label are permuted and cut into groups; the leftovers of all labels are permuted and cut into
     mixed groups; then the groups are permuted. The last len(labels) % group_size samples without a group are dropped.
+    With `unlike`, the members of a label come in rounds, each holding every value of `unlike` at most once, so that
+    only a group that spans two rounds can hold one twice.
     """
     shuffled = permutation_np(seed, "samples", len(labels))
-    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    rounds = 0 if unlike is None else _occurrence(labels[shuffled], unlike[shuffled])
+    by_label = shuffled[np.lexsort((np.broadcast_to(rounds, len(labels)), labels[shuffled]))]
     _, first, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
     rank = np.arange(len(by_label)) - np.repeat(first, counts)
     whole = rank < np.repeat(counts // group_size * group_size, counts)
@@ -208,6 +215,17 @@ def grouped_permutation(seed: int, labels: npt.NDArray[Any], group_size: int) ->
     left = left[: len(left) // group_size * group_size]
     groups = np.concatenate([by_label[whole], left]).reshape(-1, group_size)
     return groups[permutation_np(seed, "groups", len(groups))].reshape(-1)
+
+
+def _occurrence(labels: npt.NDArray[Any], unlike: npt.NDArray[Any]) -> Int64Array:
+    """How many earlier samples have the same label and the same value of `unlike`, (size,)."""
+    by_pair = np.lexsort((unlike, labels))
+    new = np.ones(len(by_pair), dtype=bool)
+    new[1:] = (np.diff(labels[by_pair]) != 0) | (np.diff(unlike[by_pair]) != 0)
+    start = np.maximum.accumulate(np.where(new, np.arange(len(by_pair)), 0))
+    count = np.empty(len(by_pair), dtype=np.int64)
+    count[by_pair] = np.arange(len(by_pair)) - start
+    return count
 
 
 def check_world(batch: int, world: int, what: str = "data.batch") -> None:

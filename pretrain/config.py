@@ -56,9 +56,14 @@ class ContrastiveConfig(Frozen):
 
 
 class MatchingConfig(Frozen):
-    """Does this caption belong to this video? Negatives are hard ones of this rank, or of all ranks."""
+    """Does this caption belong to this video? Negatives are hard ones of this rank, or of all ranks.
+
+    `hardness` scales the scores that negatives are drawn by: 1 as released, 0 draws them evenly. Where a batch has
+    near doubles, the hardest alone would be seen at 1, and nothing learned of what tells other pairs apart.
+    """
 
     weight: float = Field(1.0, ge=0)
+    hardness: float = Field(1.0, ge=0)
     negatives: Literal["local", "global"] = "local"
 
 

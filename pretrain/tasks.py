@@ -237,9 +237,9 @@ class Stage2:
         """Every pair of this rank against a hard clip and a hard text, of this rank or of all of them."""
         pool = own.of_all_ranks() if self.rules.matching.negatives == "global" else own
         with torch.no_grad():
-            temp = self.joint.temp.float()
-            to_text_BG = similarity(own.video_BFE, pool.text_BE) / temp
-            to_video_BG = similarity(pool.video_BFE, own.text_BE).T / temp
+            sharpness = self.rules.matching.hardness / self.joint.temp.float()
+            to_text_BG = similarity(own.video_BFE, pool.text_BE) * sharpness
+            to_video_BG = similarity(pool.video_BFE, own.text_BE).T * sharpness
         text_B, has_text_B = hard_negatives(to_text_BG, own.identity_B, pool.identity_B, own.seeds_B, "matching.text")
         video_B, has_video_B = hard_negatives(
             to_video_BG, own.identity_B, pool.identity_B, own.seeds_B, "matching.video"

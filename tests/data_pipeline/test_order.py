@@ -128,6 +128,32 @@ def test_groups_are_whole_and_only_a_remainder_is_dropped(labels, group_size, se
     assert pure >= sum(count // group_size for count in np.bincount(labels))
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=8, max_size=120), st.integers(0, 2**40))
+@settings(deadline=None)
+def test_a_group_holds_a_value_twice_only_where_rounds_meet(samples, seed):
+    labels, unlike = np.array(samples).T
+    order = grouped_permutation(seed, labels, 4, unlike)
+    assert sorted(order.tolist()) == sorted(set(order.tolist()))
+    assert len(order) == len(labels) // 4 * 4
+    for label in range(3):
+        counts = np.bincount(unlike[labels == label], minlength=8)
+        rounds = int(counts.max(initial=0))
+        groups = [g for g in order.reshape(-1, 4) if set(labels[g].tolist()) == {label}]
+        twice = sum(len(set(unlike[group].tolist())) < 4 for group in groups)
+        thin = sum(4 - 1 for turn in range(rounds) if (counts > turn).sum() < 4)  # rounds shorter than a group
+        assert twice <= rounds + thin + 3  # and leftovers that met their own label again
+
+
+def test_groups_of_unlike_samples_are_unlike():
+    labels, unlike = np.divmod(np.arange(2 * 24 * 4), 96)
+    unlike = unlike % 24
+    plain = grouped_permutation(7, labels, 4)
+    kept = grouped_permutation(7, labels, 4, unlike)
+    assert sum(len(set(group)) < 4 for group in unlike[plain].reshape(-1, 4).tolist()) > 3
+    assert all(len(set(group)) == 4 for group in unlike[kept].reshape(-1, 4).tolist())
+    assert (labels[kept].reshape(-1, 4) == labels[kept].reshape(-1, 4)[:, :1]).all()
+
+
 def test_groups_stay_together_in_batches_and_change_between_epochs():
     labels = np.repeat(np.arange(20), 12)
     order = Order([OrderCorpus("a", 240, 16, labels=labels, group_size=4)], seed=3)

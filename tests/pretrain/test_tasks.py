@@ -6,6 +6,7 @@ import torch
 
 from configs.errors import UserError
 from data_pipeline.loader import Batch, TrainLoader
+from pretrain.losses import hard_negatives
 from pretrain.tasks import Stage2, build_task, over_ranks
 from pretrain.tokenizer import train_tokenizer
 
@@ -163,3 +164,20 @@ def test_refusals(runs, stage1_tree, stage2_tree, words, tmp_path):
 def test_over_ranks_divides_by_the_count_and_survives_none():
     assert over_ranks(torch.tensor(6.0), torch.tensor(4.0)) == 1.5
     assert over_ranks(torch.tensor(0.0), torch.tensor(0.0)) == 0.0
+
+
+def test_hardness_nought_draws_negatives_evenly(runs, stage2_tree, words, monkeypatch):
+    """At 0 the scores do not matter; at 1 they do: the negatives' scores, as they reach the draw."""
+    seen = {}
+    for name, hardness in (("even", 0.0), ("hard", 1.0)):
+        tree = stage2_tree | {"losses": {"matching": {"weight": 1.0, "hardness": hardness}}}
+        task = build_task(runs.config(tree, name), CPU, words)
+
+        def drawn(score_BG, *rest, name=name):
+            seen.setdefault(name, []).append(score_BG)
+            return hard_negatives(score_BG, *rest)
+
+        monkeypatch.setattr("pretrain.tasks.hard_negatives", drawn)
+        values(task, batch_of(task.config, "video"))
+    assert all(not scores.any() for scores in seen["even"])
+    assert all(scores.std() > 0 for scores in seen["hard"])
