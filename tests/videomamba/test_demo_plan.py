@@ -35,6 +35,12 @@ def test_ten_minutes_is_the_full_demo(tmp_path: Path) -> None:
     assert plan.steps == FULL_STEPS
 
 
+def test_the_packaged_configs_say_the_steps_of_the_full_demo() -> None:
+    assert load_config("demo/teacher", ClipTinyConfig).steps == FULL_STEPS["teacher"]
+    for name in ("stage1", "stage2", "stage2_unmasked"):
+        assert load_config(f"demo/{name}", PretrainConfig).steps == FULL_STEPS[name]
+
+
 def test_a_shorter_demo_is_smaller_in_every_part_and_never_empty(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, 3)
     assert all(0 < plan.world[part] <= FULL_WORLD[part] for part in FULL_WORLD)

@@ -57,8 +57,20 @@ DEPARTURES = (
     Departure(
         what="Batches",
         released="clips drawn evenly",
-        here="groups of four clips that share shape and colour",
+        here="groups of four clips that share shape and colour, and differ in size or motion",
         why="motion has to decide",
+    ),
+    Departure(
+        what="Matching",
+        released="one negative by the softmax of the scores",
+        here="by a quarter of the scores (hardness: 0.25)",
+        why="in such groups the hardest alone teach nothing of shape and colour, and re-ranking falls behind",
+    ),
+    Departure(
+        what="Masked words",
+        released="every caption, half of its words",
+        here="one caption in four, three words in ten",
+        why="words for all captions took a third of a step's time",
     ),
     Departure(
         what="Teacher",
