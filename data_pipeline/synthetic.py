@@ -254,7 +254,8 @@ def _command(specs: list[ClipSpec], scratch: Path) -> list[str]:
         made = frames.output(str(scratch / "%06d.png"), format="image2", vcodec="png")
     else:
         cuts = list(itertools.accumulate(spec.frames for spec in specs))[:-1]
-        seconds = (f"{float((cut - 0.5) / one.rate):.6f}" for cut in cuts)
+        # just before the frame: some releases take the first frame after that time, some round it to a frame
+        seconds = (f"{float((cut - 0.25) / one.rate):.6f}" for cut in cuts)
         where = {"segment_frames": ",".join(map(str, cuts)), "force_key_frames": ",".join(seconds)}
         made = frames.output(
             str(scratch / "%06d.mp4"),

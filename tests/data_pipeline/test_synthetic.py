@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from configs.errors import UserError
 from data_pipeline import ffmpeg as ffmpeg_place
+from data_pipeline.ffmpeg import _wheel_program
 from data_pipeline.synthetic import COLUMNS, KEYFRAME_EVERY, render_batch, render_world
 from data_pipeline.world import CAMERAS, DISCLAIMER, WORLD_VERSION, WorldConfig, clip_specs
 from data_pipeline.world_damage import WAYS, damaged
@@ -291,3 +293,21 @@ def test_with_no_ffmpeg_at_all_the_cure_is_named(monkeypatch, tmp_path):
         ffmpeg_place.ffmpeg_program.__wrapped__()
     assert refused.value.exit_code == 1
     assert "none on PATH" in refused.value.cause
+
+
+@pytest.mark.parametrize("which", ["system", "wheel"])
+def test_every_release_of_ffmpeg_cuts_at_the_same_frames(tmp_path, monkeypatch, which):
+    """Releases round the times of forced keyframes differently; a cut that slips shifts every later caption."""
+    program = shutil.which("ffmpeg") if which == "system" else _wheel_program()
+    if program is None:
+        pytest.skip(f"no ffmpeg of the {which}")
+    monkeypatch.setattr("data_pipeline.synthetic.ffmpeg_program", lambda: program)
+    for rate in ("30", "24", "12.5"):
+        camera = [spec for spec in clip_specs(WorldConfig(train=600), "train") if spec.rate == Fraction(rate)]
+        size = (camera[0].width, camera[0].height)
+        specs = [spec for spec in camera if (spec.width, spec.height) == size][:24]
+        folder = tmp_path / rate
+        folder.mkdir()
+        render_batch(specs, folder)
+        for spec in specs:
+            assert len(decoded(folder / spec.name)[0]) == spec.frames
