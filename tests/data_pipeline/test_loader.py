@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -354,18 +353,3 @@ def test_evaluation_ranks_share_the_corpus(clip_corpus):
     parts = [EvalLoader(clip_corpus, visual, 7, rank=rank, world=3, workers=rank == 1) for rank in range(3)]
     indices = [i for part in parts for batch in part for i in batch.index.tolist()]
     assert indices == [i for i in range(60) if i != BAD]
-
-
-@pytest.mark.slow
-def test_a_warm_cache_feeds_a_batch_of_64_clips_in_under_ten_milliseconds(tmp_path, clip_corpus):
-    """CPU time of this thread, the best of many: 64 clips of 8 frames of 64 x 64 pixels."""
-    settings = DataConfig(
-        train=(CorpusConfig(path=str(clip_corpus)),), batch=64, tail="wrap", image_size=64, crop_scale=(1, 1),
-        workers=0, cache=str(tmp_path), max_bad_fraction=1,
-    )  # fmt: skip
-    costs = []
-    start = time.thread_time()
-    for _ in TrainLoader(settings, 0, steps=40):
-        costs.append(time.thread_time() - start)
-        start = time.thread_time()
-    assert np.min(costs) < 0.010
