@@ -8,10 +8,12 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.loader import load_config
+from data_pipeline.world import WORLD_VERSION
 from pretrain.clip_config import ClipTinyConfig
 from pretrain.config import PretrainConfig, check_world
 from retrieval_eval.config import RetrievalConfig
 from videomamba.demo.extras import ablate, single_frame
+from videomamba.demo.page import RECORDED
 from videomamba.demo.plan import FULL_STEPS, FULL_WORLD, Step, make_plan, make_steps
 from videomamba.demo.run import StepRecord, claim, run_steps
 
@@ -112,3 +114,11 @@ def test_a_finished_step_is_skipped_and_a_failed_one_is_named(tmp_path: Path) ->
     assert records[0].seconds == json.loads(written)["seconds"]
     changed = Step("version", "Say the version", (("--version",), ("--version",)), 5)
     assert run_steps(plan, [changed], Console(quiet=True))[0].commands == ["--version", "--version"]
+
+
+def test_the_recorded_control_belongs_to_this_world() -> None:
+    """A report leaves out a control of another world: whoever raises WORLD_VERSION has to train it again."""
+    record = json.loads(RECORDED.read_text())
+    assert record["world"] == WORLD_VERSION
+    assert "--single-frame" in record["origin"]
+    assert 0 < record["results"]["dual"]["t2v"]["R@1"] < 100
