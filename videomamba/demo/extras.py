@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data_pipeline.world import WORLD_VERSION
 from videomamba.demo.plan import Plan, Step, pretrain, retrieval
-from videomamba.demo.run import StepRecord, run_steps, write_whole
+from videomamba.demo.run import StepRecord, run_steps, write_json
 
 ONE_FRAME = ("data.frames.rule=single",)
 FROM_NOTHING = ("init=null",)
@@ -25,7 +25,7 @@ def run_extras(plan: Plan, records: list[StepRecord], names: list[str], console:
         steps = ablate(plan, records) if name == "ablate" else single_frame(plan)
         run_steps(plan, steps, console)
         if name == "single_frame":
-            write_whole(plan.out / name / "record.json", json.dumps(record(plan), indent=2) + "\n")
+            write_json(plan.out / name / "record.json", record(plan))
 
 
 def ablate(plan: Plan, records: list[StepRecord]) -> list[Step]:

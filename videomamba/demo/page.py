@@ -20,7 +20,7 @@ from retrieval_eval.report_data import (
 )
 from retrieval_eval.strips import query_strips
 from videomamba.demo.plan import Plan
-from videomamba.demo.run import StepRecord, write_whole
+from videomamba.demo.run import StepRecord, write_json
 
 RUNS = {
     "stage1": "Stage 1: alignment with the teacher",
@@ -85,7 +85,7 @@ def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
     """Write the summary and the page, say that it is a rendered world; returns the page's path."""
     result = json.loads((plan.out / "retrieval" / "result.json").read_text())
     summary = summarise(plan, records, result)
-    write_whole(plan.out / "summary.json", json.dumps(summary, indent=2))
+    write_json(plan.out / "summary.json", summary)
     console.print(f"[italic]{DISCLAIMER}[/]")
     return write_report(report_data(plan, records, result), plan.out / "report.html")
 

@@ -5,7 +5,6 @@ was and a changed one begins again.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.errors import UserError
+from data_pipeline.files import write_whole
 from videomamba.demo.plan import Plan, Step, make_steps
 from videomamba.memory import TreeMemory
 
@@ -65,7 +65,7 @@ def claim(plan: Plan, fresh: bool) -> None:
         return
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise UserError(f"{plan.out} is not empty and holds no demo.", "Give another --out, or empty it yourself.")
-    write_whole(marker, json.dumps(plan.name))
+    write_json(marker, plan.name)
 
 
 def run_steps(plan: Plan, steps: list[Step], console: Console) -> list[StepRecord]:
@@ -80,7 +80,7 @@ def run_steps(plan: Plan, steps: list[Step], console: Console) -> list[StepRecor
         record = _finished(marker, step)
         if record is None:
             record = _run_step(step, plan.out, console)
-            write_whole(marker, json.dumps(asdict(record), indent=2))
+            write_json(marker, asdict(record))
         else:
             console.print(f"finished before, in {record.seconds:.0f} s; skipped")
         records.append(record)
@@ -129,9 +129,7 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file whole or not at all, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
