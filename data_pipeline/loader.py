@@ -282,11 +282,11 @@ def _run(
             if isinstance(result, UserError):
                 raise result
             yield result
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # a batch half sent ends in one of the latter
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"A worker that reads data died ({str(error).splitlines()[0]}).",
+            f"A worker that reads data died ({(str(error) or type(error).__name__).splitlines()[0]}).",
             "Look for it in the system's log (memory?), lower data.workers, and resume.",
             exit_code=1,
         ) from error
