@@ -3,11 +3,11 @@
 B batch, L tokens, D width, E inner width (expand * D), N state, R rank of the time step.
 
     x, z = W_in n                                      shared by both directions
-    forward  branch: u = silu(causal_conv(x));          delta, B, C = W_x u;  y_f = scan(u, ...) * silu(z)
+    forward  branch: u = silu(causal_conv(x));          delta, B, C = W_x u;  y_f = scan(u, ...)
     backward branch: the same on the reversed sequence, with its own conv, W_x, W_dt, A and D
-    out = W_out (y_f + y_b)
+    out = W_out ((y_f + y_b) * silu(z))
 
-The operators run the backward branch with `reverse=True`, so nothing is flipped or copied. Source: the
+The operators walk the backward branch from the last position to the first, so nothing is flipped or copied. Source: the
 release (reference 1.4): a plain sum of the directions, Euler's B, the bias of delta before the softplus.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.config import VisionConfig
-from pretrain.ops import causal_conv1d, selective_scan
+from pretrain.ops import Direction, bidirectional_conv1d, bidirectional_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -54,30 +54,23 @@ class Mixer(nn.Module):
     def forward(self, tokens_BLD: Tensor) -> Tensor:
         """The mixed tokens; matrix products follow autocast, the recurrence is in float32."""
         x_BLE, z_BLE = self.in_proj(tokens_BLD).chunk(2, dim=-1)
-        ahead = self._branch(x_BLE, z_BLE, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
-        back = self._branch(
-            x_BLE, z_BLE, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
+        conv, conv_b = self.conv1d, self.conv1d_b
+        ahead_BLE, back_BLE = bidirectional_conv1d(
+            x_BLE, conv.weight.squeeze(1), conv.bias, conv_b.weight.squeeze(1), conv_b.bias
         )
-        mixed_BLD: Tensor = self.out_proj(ahead + back)
+        y_BLE = bidirectional_scan(
+            self._direction(ahead_BLE, self.x_proj, self.dt_proj, self.A_log, self.D),
+            self._direction(back_BLE, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+            z_BLE,
+        )
+        mixed_BLD: Tensor = self.out_proj(y_BLE)
         return mixed_BLD
 
-    def _branch(
-        self,
-        x_BLE: Tensor,
-        z_BLE: Tensor,
-        conv: nn.Conv1d,
-        x_proj: nn.Linear,
-        dt_proj: nn.Linear,
-        log_A_EN: Tensor,
-        skip_E: Tensor,
-        reverse: bool = False,
-    ) -> Tensor:
-        """One direction, gated: (B, L, E)."""
-        u_BLE = causal_conv1d(x_BLE, conv.weight.squeeze(1), conv.bias, reverse=reverse, silu=True)
+    def _direction(
+        self, u_BLE: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, log_A_EN: Tensor, skip_E: Tensor
+    ) -> Direction:
+        """What one direction's scan reads, from its convolved input."""
         step_BLR, control_BLM = x_proj(u_BLE).split([self.rank, 2 * self.state], dim=-1)
         B_BLN, C_BLN = control_BLM.float().chunk(2, dim=-1)
         delta_BLE = F.linear(step_BLR, dt_proj.weight)
-        A_EN = -torch.exp(log_A_EN)
-        return selective_scan(
-            u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, skip_E, z_BLE, dt_proj.bias, delta_softplus=True, reverse=reverse
-        )
+        return Direction(u_BLE, delta_BLE, -torch.exp(log_A_EN), B_BLN, C_BLN, skip_E, dt_proj.bias)
