@@ -20,7 +20,7 @@ COMMANDS = {
     "search": Entry("retrieval_eval.cli", "Find clips by a sentence in a folder of embeddings."),
     "export": Entry("retrieval_eval.cli", "Write the video and text encoders as folders that load elsewhere."),
     "doctor": Entry("videomamba.doctor", "What this machine can run, and the command that mends the rest.", "doctor"),
-    "bench": Entry("videomamba.bench", "Ours against a named baseline, interleaved: a table of medians.", "bench"),
+    "bench": Entry("videomamba.bench", "Ours against a named baseline, interleaved: a table of medians."),
 }
 
 DEBUG = "VIDEOMAMBA_DEBUG"
