@@ -168,7 +168,7 @@ def validate(tree: Mapping[str, Any], schema: type[Schema], name: str) -> Schema
 
 
 def _explain(fault: ErrorDetails, count: int, schema: type[Frozen], name: str) -> ConfigError:
-    path = ".".join(str(part) for part in fault["loc"])
+    path = ".".join(_as_written(schema, fault["loc"]))
     more = f" ({count - 1} more after it.)" if count > 1 else ""
     if fault["type"] == "extra_forbidden":
         valid = _keys_at(schema, fault["loc"][:-1])
@@ -188,9 +188,26 @@ def _keys_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str
     """The valid keys of the node at `location`; list indices and union tags on the way do not change the node."""
     models: list[type[BaseModel]] = [schema]
     for part in location:
-        fields = [model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields]
-        models = [inner for field in fields for inner in _models_in(field.annotation)] or models
+        models = _below(models, part) or models
     return sorted({key for model in models for key in model.model_fields})
+
+
+def _as_written(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The parts of `location` as they stand in the file: pydantic also names the member of a union it chose."""
+    models: list[type[BaseModel]] = [schema]
+    written = []
+    for place, part in enumerate(location):
+        known = isinstance(part, int) or any(part in model.model_fields for model in models)
+        if known or place == len(location) - 1:
+            written.append(str(part))
+        models = _below(models, part) or models
+    return written
+
+
+def _below(models: Sequence[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
+    """The models that a field called `part` may hold; none where there is no such field, or it holds a plain value."""
+    fields = [model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields]
+    return [inner for field in fields for inner in _models_in(field.annotation)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -18,8 +18,7 @@ from data_pipeline.draws import uniform_np
 from data_pipeline.frame_cache import FrameCache
 from data_pipeline.frames import spread_indices
 from data_pipeline.preprocess import VisualPreprocess
-from data_pipeline.schema import Kind, LossReason, SampleError
-from data_pipeline.shards import Corpus
+from data_pipeline.schema import Kind, LossReason, SampleError, Samples
 from data_pipeline.transforms import CROP_DRAWS, crop_box, crop_to_square, from_decoder, to_square
 
 REMEMBERED = 20_000  # samples whose captions a process keeps, about a kilobyte each
@@ -45,7 +44,7 @@ class Meta:
 class ClipSource:
     """The samples of a corpus, with an optional frame cache in front of the decoder; all faults are SampleErrors."""
 
-    def __init__(self, corpus: Corpus, kind: Kind, visual: VisualPreprocess, cache: FrameCache | None = None) -> None:
+    def __init__(self, corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: FrameCache | None = None) -> None:
         self.corpus = corpus
         self.kind = kind
         self.visual = visual

@@ -29,7 +29,7 @@ from data_pipeline.config import CorpusConfig, DataConfig, Kind
 from data_pipeline.frame_cache import CacheSpec, FrameCache
 from data_pipeline.order import BatchPlan, Order, OrderCorpus, check_world
 from data_pipeline.preprocess import VisualPreprocess
-from data_pipeline.schema import LossReason
+from data_pipeline.schema import LossReason, Samples
 from data_pipeline.shards import Corpus
 
 __all__ = ["Batch", "Control", "EvalLoader", "TrainLoader", "check_bad_fraction", "open_order"]
@@ -150,7 +150,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        corpus: Corpus | str | Path,
+        corpus: Samples | str | Path,
         preprocess: VisualPreprocess,
         batch: int,
         workers: int = 0,
@@ -162,7 +162,7 @@ class EvalLoader:
         cache: str | None = None,
         prefetch: int = 2,
     ) -> None:
-        opened = corpus if isinstance(corpus, Corpus) else Corpus.open(Path(corpus))
+        opened = Corpus.open(Path(corpus)) if isinstance(corpus, str | Path) else corpus
         self.corpus = opened
         self.batch, self.workers, self.prefetch = batch, workers, prefetch
         self.start, self.stop = len(opened) * rank // world, len(opened) * (rank + 1) // world
@@ -232,7 +232,7 @@ def _labels(corpus: Corpus, attributes: tuple[str, ...]) -> np.ndarray[Any, np.d
     return np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def _source(corpus: Corpus, kind: Kind, visual: VisualPreprocess, cache: str | None, cache_frames: int) -> ClipSource:
+def _source(corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: str | None, cache_frames: int) -> ClipSource:
     if kind == "image":
         visual, cache_frames = visual.model_copy(update={"frames": 1}), 1
     kept = None

@@ -10,7 +10,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 Kind = Literal["video", "image"]
 
@@ -58,6 +59,35 @@ class Sample:
     sha256: str
     probe: dict[str, Any]
     attributes: dict[str, Any] = field(default_factory=dict)
+
+
+class Samples(Protocol):
+    """A sequence of samples that a loader can read: a corpus in shards, or a test set over a folder of files.
+
+    `digest` names its content; `folder` is where it lies, for messages; `location(i)` names a sample in a fault.
+    Reading raises SampleError for a fault of one sample.
+    """
+
+    folder: Path
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def key(self, i: int) -> str:
+        """The key of sample `i`."""
+        ...
+
+    def location(self, i: int) -> str:
+        """How a fault of sample `i` is named."""
+        ...
+
+    def read(self, i: int) -> Sample:
+        """Sample `i`."""
+        ...
+
+    def read_meta(self, i: int) -> dict[str, Any]:
+        """The json member of sample `i`, or what stands for it."""
+        ...
 
 
 def content_digest(media: bytes) -> str:

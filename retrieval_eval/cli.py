@@ -9,7 +9,7 @@ import typer
 
 from configs.errors import UserError
 from configs.loader import load_config, to_yaml
-from retrieval_eval.config import RetrievalConfig
+from retrieval_eval.config import RetrievalConfig, RetrievalData
 
 if TYPE_CHECKING:
     from retrieval_eval.embed import Tell
@@ -31,6 +31,10 @@ def evaluate(
     check: Annotated[
         bool, typer.Option("--check", help="Open everything and say what it is; measure nothing.")
     ] = False,
+    check_data: Annotated[
+        bool,
+        typer.Option("--check-data", help="Only look for the media that the annotations name; 1 if any is missing."),
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved config and leave.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make the embeddings in the out folder again.")] = False,
 ) -> None:
@@ -39,7 +43,16 @@ def evaluate(
     if print_config:
         typer.echo(to_yaml(run), nl=False)
         return
-    _must_exist(Path(run.data.path), "folder of shards", "Build it with `videomamba data build`, or mend data.path.")
+    if isinstance(run.data, RetrievalData):
+        _must_exist(
+            Path(run.data.path), "folder of shards", "Build it with `videomamba data build`, or mend data.path."
+        )
+    if check_data:
+        from retrieval_eval.testset import open_set
+
+        found = open_set(run.data)
+        typer.echo("\n".join(found.lines()))
+        raise typer.Exit(1 if found.missing else 0)
     _must_exist(Path(run.checkpoint), "checkpoint", "Give checkpoint= the folder of a stage-2 run.")
     from retrieval_eval import evaluate as evaluation
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from configs.errors import UserError
 from data_pipeline.frames import shuffled_order
 from data_pipeline.loader import Batch, EvalLoader
-from data_pipeline.schema import Kind
-from data_pipeline.shards import Corpus
+from data_pipeline.schema import Kind, Samples
 from pretrain.tokenizer import tokenize
 from retrieval_eval.decoder import PairScorer
 from retrieval_eval.encoders import Encoders
@@ -85,7 +84,7 @@ class TextTable:
 
 def embed_clips(
     encoders: Encoders,
-    corpus: Corpus,
+    corpus: Samples,
     store: Store,
     views: Sequence[View] = ("clips",),
     with_tokens: Sequence[View] = (),
@@ -93,6 +92,7 @@ def embed_clips(
     workers: int = 0,
     seed: int = 0,
     tell: Tell = quiet,
+    kind: Kind = "video",
 ) -> None:
     """Write the pieces `views` that the store does not hold yet, those of `with_tokens` with their patch tokens.
 
@@ -102,7 +102,6 @@ def embed_clips(
     if not missing:
         log.info("embeddings of the clips are there (%s)", store.folder)
         return
-    kind: Kind = "image" if corpus.read_meta(0).get("media") == "image" else "video"
     loader = EvalLoader(corpus, encoders.visual, batch, workers, kind=kind, seed=seed)
     with ExitStack() as stack:
         pieces = {view: stack.enter_context(store.writing(view)) for view in missing}
@@ -225,7 +224,7 @@ def _finite(vectors: Tensor, what: str) -> NDArray[np.float32]:
     return vectors.numpy()
 
 
-def identity_of(encoders: Encoders, corpus: Corpus, seed: int) -> dict[str, Any]:
+def identity_of(encoders: Encoders, corpus: Samples, seed: int) -> dict[str, Any]:
     """What a store of this checkpoint and corpus is called by."""
     return {
         "checkpoint": encoders.digest,

@@ -4,7 +4,7 @@ B clips or texts, C channels, T frames, H and W pixels, K token frames, N patch 
 width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from configs.errors import UserError
 from configs.loader import digest
-from data_pipeline.preprocess import TextPreprocess, VisualPreprocess
+from data_pipeline.preprocess import TextPreprocess, TextRule, VisualPreprocess
 from pretrain.checkpoint import Meta, load_model, read_meta, resolve
 from pretrain.models.joint import JointModel
 from pretrain.tokenizer import load_tokenizer, tokenize
@@ -63,6 +63,21 @@ class Encoders:
             )
         tokenizer = load_tokenizer(folder / "tokenizer")
         return cls(model, preprocess.visual, preprocess.text, tokenizer, folder, read_meta(folder), place, precision)
+
+    def reading(self, max_tokens: int, clean: TextRule | None) -> "Encoders":
+        """The same encoders with a test set's own token limit (and cleaning, unless None).
+
+        Raises UserError for more tokens than the text tower has positions.
+        """
+        joint = self.meta.model.joint
+        most = joint.text.positions if joint else max_tokens
+        if max_tokens > most:
+            raise UserError(
+                f"The test set reads texts of up to {max_tokens} tokens, the checkpoint's text tower {most}.",
+                f"Give data.max_tokens={most}, and say so beside the number.",
+            )
+        text = self.text.model_copy(update={"max_tokens": max_tokens, "clean": clean or self.text.clean})
+        return replace(self, text=text)
 
     @property
     def digest(self) -> str:

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from configs.loader import to_yaml
 from data_pipeline.files import write_whole
-from data_pipeline.shards import CARD, Corpus
-from data_pipeline.world import DISCLAIMER
 from retrieval_eval import metrics
-from retrieval_eval.config import Control, RetrievalConfig
+from retrieval_eval.config import BenchmarkData, Control, RetrievalConfig
 from retrieval_eval.decoder import PairScorer
 from retrieval_eval.embed import (
     ClipList,
@@ -41,6 +39,7 @@ from retrieval_eval.index import FlatIndex, Vectors
 from retrieval_eval.listing import write_listing
 from retrieval_eval.rerank import Candidates, rerank
 from retrieval_eval.store import Store
+from retrieval_eval.testset import TestSet, open_set
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +63,23 @@ def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -
     checkpoint, and for embeddings of another checkpoint, corpus or choice in `out`.
     """
     began = time.perf_counter()
-    corpus, encoders = _open(config)
-    views = _views(config, corpus)
-    store = Store(Path(config.out) / EMBEDDINGS, identity_of(encoders, corpus, config.seed), fresh)
+    found, encoders = _open(config)
+    views = _views(config, found)
+    store = Store(Path(config.out) / EMBEDDINGS, identity_of(encoders, found.corpus, config.seed), fresh)
     write_whole(Path(config.out) / "config.yaml", to_yaml(config).encode())
     top = config.rerank.top
     reranked: list[View] = [] if not top else [*views] if config.rerank.controls else ["clips"]
-    embed_clips(encoders, corpus, store, views, reranked, config.batch, config.data.workers, config.seed, tell)
+    embed_clips(
+        encoders, found.corpus, store, views, reranked, config.batch, config.data.workers, config.seed, tell, found.kind
+    )
     clips, _ = read_clips(store)
-    captions, owner_C = clips.queries(config.data.captions)
+    captions, owner_C = clips.queries(found.captions)
     texts = embed_texts(encoders, captions, store, bool(top), config.text_batch, tell)
     embedded = time.perf_counter()
     scores = {view: _score(config, encoders, store, texts, view, view in reranked, tell) for view in views}
     scored = time.perf_counter()
     result = {
-        "protocol": _protocol(config, encoders, corpus, clips, texts, len(captions)),
+        "protocol": _protocol(config, encoders, found, clips, texts, len(captions)),
         "status": "partial" if clips.lost else "complete",
         "columns": _columns(config),
         "results": _tables(config, scores, texts, owner_C),
@@ -101,32 +102,35 @@ def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -
 
 def check(config: RetrievalConfig) -> list[str]:
     """What an evaluation would read, in lines; raises UserError where it could not begin."""
-    corpus, encoders = _open(config)
-    _views(config, corpus)
+    found, encoders = _open(config)
+    _views(config, found)
     if config.rerank.top:
         PairScorer(encoders.model)
     return [
         f"checkpoint {encoders.folder}, step {encoders.meta.step}, digest {encoders.digest}",
-        f"corpus {corpus.folder}: {len(corpus)} samples in {len(corpus.shards)} shards, digest {corpus.digest[:16]}",
+        *found.lines(),
     ]
 
 
-def _open(config: RetrievalConfig) -> tuple[Corpus, Encoders]:
+def _open(config: RetrievalConfig) -> tuple[TestSet, Encoders]:
     if config.threads is not None:
         import torch
 
         torch.set_num_threads(config.threads)
-    corpus = Corpus.open(Path(config.data.path))
+    found = open_set(config.data)
     encoders = Encoders.load(config.checkpoint, config.device, config.precision)
+    if isinstance(config.data, BenchmarkData):
+        encoders = encoders.reading(config.data.max_tokens, config.data.clean)
     if config.rerank.top:
         PairScorer(encoders.model)  # refuses a model that cannot, before the work
-    return corpus, encoders
+    return found, encoders
 
 
-def _views(config: RetrievalConfig, corpus: Corpus) -> list[View]:
-    if config.controls and corpus.read_meta(0).get("media") == "image":
+def _views(config: RetrievalConfig, found: TestSet) -> list[View]:
+    if config.controls and found.kind == "image":
         raise UserError(
-            f"{corpus.folder} holds images, and the controls ({', '.join(config.controls)}) change frames of clips.",
+            f"{found.corpus.folder} holds images, and the controls ({', '.join(config.controls)}) change frames of "
+            "clips.",
             "Give controls=[].",
         )
     return ["clips", *(VIEWS[control] for control in config.controls)]
@@ -190,23 +194,19 @@ def _chance(videos: int, owner_C: NDArray[np.int64]) -> dict[str, dict[str, floa
 
 
 def _protocol(
-    config: RetrievalConfig, encoders: Encoders, corpus: Corpus, clips: ClipList, texts: TextTable, captions: int
+    config: RetrievalConfig, encoders: Encoders, found: TestSet, clips: ClipList, texts: TextTable, captions: int
 ) -> dict[str, Any]:
     """Every choice that changes a number, and the hashes of what went in."""
-    path = corpus.folder / CARD
-    card = json.loads(path.read_text()) if path.is_file() else {}
     visual, text = encoders.visual, encoders.text
-    protocol: dict[str, Any] = {
+    return {
         "checkpoint": str(encoders.folder),
         "checkpoint_digest": encoders.digest,
         "checkpoint_step": encoders.meta.step,
-        "corpus": str(corpus.folder),
-        "corpus_digest": corpus.digest,
-        "split": card.get("name"),
+        **found.protocol,
         "clips": len(clips.keys),
         "captions": captions,
         "different_texts": len(texts.texts),
-        "caption_policy": config.data.captions,
+        "caption_policy": found.captions,
         "frames": visual.frames,
         "frame_rule": "the middle frame of each of as many equal intervals",
         "visual": visual.model_dump(mode="json"),
@@ -225,9 +225,6 @@ def _protocol(
         "device": str(encoders.device),
         "versions": _versions(),
     }
-    if "world" in card:
-        protocol |= {"world": card["world"], "note": DISCLAIMER}
-    return protocol
 
 
 def _versions() -> dict[str, str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from configs.errors import UserError
 from data_pipeline.files import write_whole
-from data_pipeline.shards import Corpus
+from retrieval_eval.config import RetrievalData
 from retrieval_eval.embed import Tell, embed_clips, identity_of, quiet, read_clips
 from retrieval_eval.encoders import Encoders
 from retrieval_eval.index import FlatIndex
 from retrieval_eval.store import Store, read_identity
+from retrieval_eval.testset import open_set
 
 SOURCE = "source.json"
 
@@ -39,11 +40,11 @@ def embed_corpus(
 
     What is there already, made by the same checkpoint from the same corpus, is left. Raises UserError otherwise.
     """
-    corpus, encoders = Corpus.open(shards), Encoders.load(checkpoint, device)
-    store = Store(out, identity_of(encoders, corpus, seed=0), fresh)
+    found, encoders = open_set(RetrievalData(path=str(shards))), Encoders.load(checkpoint, device)
+    store = Store(out, identity_of(encoders, found.corpus, seed=0), fresh)
     source = {"checkpoint": str(encoders.folder.resolve()), "corpus": str(shards.resolve())}
     write_whole(out / SOURCE, json.dumps(source, indent=2).encode())
-    embed_clips(encoders, corpus, store, batch=batch, workers=workers, tell=tell)
+    embed_clips(encoders, found.corpus, store, batch=batch, workers=workers, tell=tell, kind=found.kind)
     clips, _ = read_clips(store)
     return len(clips.keys)
 

@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-CI_BRINGS = re.compile(r"ffmpeg|browser|chromium|shared|golden|GOLDEN_DIR|MEDIA_DIR", re.IGNORECASE)
+CI_BRINGS = re.compile(r"ffmpeg|browser|chromium|shared|golden|GOLDEN_DIR|MEDIA_DIR|ANNOTATIONS_DIR", re.IGNORECASE)
 
 
 def _folder(variable: str, default: Path) -> Path:
@@ -40,6 +40,12 @@ def golden_dir() -> Path:
 def media_dir() -> Path:
     """Real clips and images: $MEDIA_DIR, else ../shared/media."""
     return _folder("MEDIA_DIR", SHARED / "media")
+
+
+@pytest.fixture(scope="session")
+def annotations_dir() -> Path:
+    """Raw annotation files of the retrieval benchmarks: $ANNOTATIONS_DIR, else ../shared/annotations."""
+    return _folder("ANNOTATIONS_DIR", SHARED / "annotations")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,87 @@
+"""What an evaluation searches, opened: a corpus in shards or a published test set, and what a result says of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.errors import UserError
+from data_pipeline.schema import Kind, SampleError, Samples
+from data_pipeline.shards import CARD, Corpus
+from data_pipeline.world import DISCLAIMER
+from retrieval_eval.benchmarks import load
+from retrieval_eval.config import BenchmarkData, RetrievalData
+from retrieval_eval.media import BenchmarkCorpus
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Clips with captions. `protocol` is every choice and hash of the data that a result has to name."""
+
+    corpus: Samples
+    kind: Kind
+    captions: Literal["all", "first"]
+    protocol: dict[str, Any]
+    answers: tuple[int, ...] | None = None
+    """In multiple choice, which caption of each entry is right, in the corpus's order."""
+
+    __test__ = False  # not a class of tests, whatever pytest makes of its name
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The entries without a medium, and why; a corpus in shards has none."""
+        return self.corpus.missing if isinstance(self.corpus, BenchmarkCorpus) else {}
+
+    def lines(self) -> list[str]:
+        """What was found, for people: the data of an evaluation before it begins."""
+        if not isinstance(self.corpus, BenchmarkCorpus):
+            size = f"{len(self.corpus)} samples in {self.protocol['shards']} shards"
+            return [f"corpus {self.corpus.folder}: {size}, digest {self.corpus.digest[:16]}"]
+        missing = self.missing
+        found = len(self.corpus) - len(missing)
+        head = (
+            f"{self.protocol['benchmark']['type']}: {self.protocol['benchmark']['sentences']} sentences, "
+            f"{len(self.corpus)} {self.kind}s, {found} found in {self.corpus.folder}, {len(missing)} missing"
+        )
+        return [head, *(f"missing {name}: {why}" for name, why in missing.items())]
+
+
+def open_set(data: RetrievalData | BenchmarkData) -> TestSet:
+    """Open the data of an evaluation; UserError where annotations or media are not what they should be."""
+    if isinstance(data, RetrievalData):
+        shards = Corpus.open(Path(data.path))
+        path = shards.folder / CARD
+        card = json.loads(path.read_text()) if path.is_file() else {}
+        protocol = {
+            "corpus": str(shards.folder),
+            "corpus_digest": shards.digest,
+            "shards": len(shards.shards),
+            "split": card.get("name"),
+        }
+        if "world" in card:
+            protocol |= {"world": card["world"], "note": DISCLAIMER}
+        return TestSet(shards, _kind(shards), data.captions, protocol)
+    benchmark = load(data)
+    corpus = BenchmarkCorpus(benchmark.entries, Path(data.media))
+    chosen = data.model_dump(mode="json", exclude={"workers", "annotations", "videos", "media", "captions"})
+    protocol = {
+        "corpus": str(corpus.folder),
+        "corpus_digest": corpus.digest,
+        "split": data.type,
+        "benchmark": chosen | {"sentences": benchmark.sentences, "videos": len(corpus), "files": benchmark.files},
+    }
+    answers = tuple(e.answer for e in benchmark.entries if e.answer is not None) or None
+    return TestSet(corpus, _kind(corpus), data.captions, protocol, answers)
+
+
+def _kind(corpus: Samples) -> Kind:
+    """Videos or images, as the first sample that can be read says; a set of one kind is assumed."""
+    for i in range(len(corpus)):
+        try:
+            return "image" if corpus.read_meta(i).get("media") == "image" else "video"
+        except SampleError:
+            continue
+    raise UserError(
+        f"Not one of the {len(corpus)} videos of this set is in {corpus.folder}.",
+        "Give the folder that holds them, by their names in the annotations.",
+    )
