@@ -24,12 +24,20 @@ class TeacherConfig(Frozen):
     """The frozen CLIP whose visual features and attention guide the student.
 
     `source` is a folder that open_clip wrote (`videomamba teacher` writes one) or an open_clip model name, for
-    which `weights` names a file or a tag of open_clip. `frame_stride` looks at every so-manieth frame of a tubelet
-    alone (1: at all of them). `chunk` is how many frames go through it at a time.
+    which `weights` names a file or a tag of open_clip. `image_size` runs it at another resolution than its own.
+    `pixels` are normalised as its own CLIP wants them, or as the student's (released). `layers` counts the blocks
+    whose tokens are aligned to, `interval` apart, the last among them; `ln_post` puts its final norm before the
+    projection (the release does not). `frame_stride` looks at every so-manieth frame of a tubelet alone (1: at all
+    of them). `chunk` is how many frames go through it at a time.
     """
 
     source: str
     weights: str | None = None
+    image_size: int | None = Field(None, ge=8)
+    pixels: Literal["own", "released"] = "own"
+    layers: int = Field(1, ge=1)
+    interval: float = Field(1.0, ge=1)
+    ln_post: bool = False
     frame_stride: int = Field(1, ge=1)
     chunk: int = Field(256, ge=1)
 

@@ -87,6 +87,12 @@ class Sight:
             self.teacher = ClipTeacher.from_open_clip(
                 config.teacher.source,
                 config.teacher.weights,
+                mean=self.visual.mean if config.teacher.pixels == "released" else None,
+                std=self.visual.std if config.teacher.pixels == "released" else None,
+                layers=config.teacher.layers,
+                interval=config.teacher.interval,
+                ln_post=config.teacher.ln_post,
+                image_size=config.teacher.image_size,
                 tubelet=config.vision.tubelet,
                 stride=config.teacher.frame_stride,
                 chunk=config.teacher.chunk,
@@ -125,10 +131,10 @@ class Sight:
 
 def align(encoder: VideoMamba, seen: VisionOutput, taught: TeacherOutput, kind: str) -> Tensor:
     """The alignment loss of the tokens that the student saw, cls among them."""
-    target_BVC = taught.features_BLC
+    target_JBVC = taught.features_JBLC
     if seen.visible_BV is not None:
-        target_BVC = gather_visible(target_BVC, seen.visible_BV)
-    return alignment_loss(encoder.align(seen), target_BVC, kind)  # type: ignore[arg-type]
+        target_JBVC = gather_visible(target_JBVC, seen.visible_BV)
+    return alignment_loss(encoder.align(seen)[None], target_JBVC, kind)  # type: ignore[arg-type]
 
 
 class Stage1:

@@ -5,7 +5,8 @@
         l2: loss += 2 - 2 <s, t>      mse: mean((s - t)^2)      smooth_l1: mean(huber(s - t))
     loss /= number of (b, v)
 
-B batch, V visible tokens, C the teacher's width. Source: reference 2.3, unmasked teacher (arXiv 2303.16058).
+J aligned layers, B batch, L tokens, V visible ones, C the teacher's width. Source: reference 2.3, unmasked teacher
+(arXiv 2303.16058).
 """
 
 from typing import Literal
@@ -36,6 +37,7 @@ def alignment_loss(student_BVC: Tensor, teacher_BVC: Tensor, kind: AlignmentKind
     raise ValueError(f"there is no alignment loss '{kind}'; use l2, mse or smooth_l1")
 
 
-def gather_visible(teacher_BLC: Tensor, visible_BV: Tensor) -> Tensor:
-    """The teacher's features of the tokens that the student saw, (B, V, C)."""
-    return teacher_BLC.gather(1, visible_BV[..., None].expand(-1, -1, teacher_BLC.shape[-1]))
+def gather_visible(teacher_JBLC: Tensor, visible_BV: Tensor) -> Tensor:
+    """The teacher's features of the tokens that the student saw, (J, B, V, C); (B, L, C) gives (B, V, C)."""
+    index = visible_BV[..., None].expand(*teacher_JBLC.shape[:-2], -1, teacher_JBLC.shape[-1])
+    return teacher_JBLC.gather(-2, index)

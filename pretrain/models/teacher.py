@@ -1,6 +1,7 @@
 """The teacher: the visual tower of any CLIP that open_clip can build, frozen, seen by the student only as numbers.
 
-B batch, T frames, K = T / tubelet token frames, N patches a frame, C the teacher's output width, F frames at once.
+B batch, T frames, K = T / tubelet token frames, N patches a frame, L = 1 + K N, J layers, W the tower's width,
+C the teacher's output width, F frames at once.
 
 It gives the features that the student's visible tokens are aligned to, and the cls attention of its last block,
 by which the attention mask is drawn. Pixels are normalised as its own CLIP wants them. It is no nn.Module, so
@@ -18,24 +19,27 @@ from torch.nn import functional as F
 from configs.errors import UserError
 from data_pipeline.preprocess import CLIP_MEAN, CLIP_STD, Triple, normalise
 from data_pipeline.torchvision_shim import ensure_torchvision
+from pretrain.models.towers import open_tower
 
 LOCAL = "local-dir:"
 
 
 class TeacherOutput(NamedTuple):
-    """Features (B, 1 + K N, C), cls first, not normalised, and cls attention (B, K, N), rows summing below 1."""
+    """Features (J, B, L, C), shallow layers first, cls at 0, not normalised; attention (B, K, N), rows sum below 1."""
 
-    features_BLC: Tensor
+    features_JBLC: Tensor
     attention_BKN: Tensor
 
 
 class ClipTeacher:
-    """A frozen open_clip VisionTransformer.
+    """A frozen visual tower of open_clip; which ones: towers.py.
 
-    `tubelet` frames share one token of the student, so features and attention are averaged over them, or over
-    every `stride`-th of them, which costs that much less. `chunk` frames go through the tower at once, which
-    bounds memory. `ln_post` applies the tower's final norm before
-    the projection (the release does not). Raises UserError if its patches are not the student's `grid`.
+    `layers` counts the blocks whose tokens are given, the last one and each `interval` blocks before it; `ln_post`
+    applies the tower's final norm before the projection (the release does not). `image_size` runs it at another
+    resolution than its own, with resized positions. `tubelet` frames share one token of the student, so features
+    and attention are averaged over them, or over every `stride`-th of them, which costs that much less. `chunk`
+    frames, and always whole tubelets, go through the tower at once, which bounds memory.
+    Raises UserError if its patches are not the student's `grid`, or it has too few blocks.
     """
 
     def __init__(
@@ -44,30 +48,33 @@ class ClipTeacher:
         *,
         mean: Triple = CLIP_MEAN,
         std: Triple = CLIP_STD,
+        layers: int = 1,
+        interval: float = 1.0,
+        ln_post: bool = False,
+        image_size: int | None = None,
         tubelet: int = 1,
         stride: int = 1,
         chunk: int = 256,
-        ln_post: bool = False,
         grid: tuple[int, int] | None = None,
     ) -> None:
-        check_tower(visual)
-        own = (int(visual.grid_size[0]), int(visual.grid_size[1]))
+        self.tower = open_tower(visual, image_size)
+        own = self.tower.grid
         if grid is not None and own != grid:
             raise UserError(
                 f"The teacher sees {own[0]}x{own[1]} patches a frame and the student {grid[0]}x{grid[1]}.",
-                "Choose a teacher or vision.image_size and vision.patch_size so that both grids are the same.",
+                "Choose a teacher, teacher.image_size, or vision.image_size and vision.patch_size "
+                "so that both grids are the same.",
             )
-        self.visual = visual.eval().requires_grad_(False)
         if tubelet % stride:
             raise UserError(
                 f"teacher.frame_stride {stride} does not divide the tubelet of {tubelet} frames.",
                 "Use a divisor of vision.tubelet; 1 looks at every frame.",
             )
-        self.mean, self.std, self.tubelet, self.chunk, self.ln_post = mean, std, tubelet // stride, chunk, ln_post
-        self.stride = stride
-        self.grid = own
-        self.size = (int(visual.image_size[0]), int(visual.image_size[1]))
-        self.width = int(visual.proj.shape[1])
+        self.visual = visual.eval().requires_grad_(False)
+        self.layers = last_layers(len(self.tower.blocks), layers, interval)
+        self.mean, self.std, self.tubelet, self.stride = mean, std, tubelet // stride, stride
+        self.chunk, self.ln_post = chunk, ln_post
+        self.width = self.tower.width
 
     @classmethod
     def from_open_clip(
@@ -75,22 +82,19 @@ class ClipTeacher:
         source: str,
         weights: str | None = None,
         *,
-        tubelet: int = 1,
-        stride: int = 1,
-        chunk: int = 256,
-        ln_post: bool = False,
-        grid: tuple[int, int] | None = None,
+        mean: Triple | None = None,
+        std: Triple | None = None,
+        **options: Any,
     ) -> Self:
         """The visual tower of a folder that open_clip wrote, or of a model name with weights (a file or a tag).
 
+        Pixels are normalised as that CLIP says, unless `mean` and `std` do; `options` are those of the class.
         Raises UserError if it cannot be built, or has no weights.
         """
         model = _create_model(source, weights)
         settings = getattr(model.visual, "preprocess_cfg", {})
-        mean, std = (tuple(settings.get(key, default)) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
-        return cls(
-            model.visual, mean=mean, std=std, tubelet=tubelet, stride=stride, chunk=chunk, ln_post=ln_post, grid=grid
-        )
+        mean, std = mean or tuple(settings.get("mean", CLIP_MEAN)), std or tuple(settings.get("std", CLIP_STD))
+        return cls(model.visual, mean=mean, std=std, **options)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the tower; returns itself."""
@@ -104,78 +108,62 @@ class ClipTeacher:
         """
         if frames_BCTHW.shape[2] > 1:
             frames_BCTHW = frames_BCTHW[:, :, self.stride // 2 :: self.stride]
-        B, _, T, H, W = frames_BCTHW.shape
-        pixels_FCHW = normalise(frames_BCTHW, self.mean, self.std).transpose(1, 2).flatten(0, 1)
-        if self.size != (H, W):
-            pixels_FCHW = F.interpolate(pixels_FCHW, size=self.size, mode="bicubic", align_corners=False)
-        return self.features(pixels_FCHW.unflatten(0, (B, T)))
+        return self._of_clips(frames_BCTHW.transpose(1, 2), self._pixels)
 
-    @torch.no_grad()
     def features(self, pixels_BTCHW: Tensor) -> TeacherOutput:
         """The same for frames that are already normalised and of the tower's resolution, (B, T, 3, H, W)."""
-        B, T = pixels_BTCHW.shape[:2]
-        K = T // self.tubelet if T > 1 else 1
-        if K * self.tubelet != T and T > 1:
-            raise ValueError(f"{T} frames do not divide by the tubelet {self.tubelet}")
-        parts = [self._frames(chunk_FCHW) for chunk_FCHW in pixels_BTCHW.flatten(0, 1).split(self.chunk)]
-        tokens_FMW, attention_FN = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        tokens_BTMW = tokens_FMW.unflatten(0, (B, T)).float()
-        cls_B1W = tokens_BTMW[:, :, 0].mean(1, keepdim=True)
-        patches_BKNW = tokens_BTMW[:, :, 1:].unflatten(1, (K, -1)).mean(2)
-        with torch.autocast(pixels_BTCHW.device.type, enabled=False):
-            features_BLC = torch.cat([cls_B1W, patches_BKNW.flatten(1, 2)], dim=1) @ self.visual.proj.float()
-        attention_BKN = attention_FN.unflatten(0, (B, K, -1)).mean(2)
-        return TeacherOutput(features_BLC, attention_BKN)
+        return self._of_clips(pixels_BTCHW, lambda pixels_FCHW: pixels_FCHW)
 
-    def _frames(self, pixels_FCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Last-block tokens (F, 1 + N, width), cls first, and the cls attention (F, N) of that block."""
-        last = self.visual.transformer.resblocks[-1]
-        seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            out = self.visual.forward_intermediates(
-                pixels_FCHW, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True,
-                normalize_intermediates=self.ln_post,
-            )  # fmt: skip
-        finally:
-            hook.remove()
-        tokens_FMW = torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1)
-        entering_FMW = seen[0] if self.visual.transformer.batch_first else seen[0].transpose(0, 1)
-        return tokens_FMW, cls_attention(last, entering_FMW)
+    def _pixels(self, frames_FCHW: Tensor) -> Tensor:
+        """Normalised pixels of the tower's size, of uint8 frames."""
+        pixels_FCHW = normalise(frames_FCHW.transpose(0, 1)[None], self.mean, self.std)[0].transpose(0, 1)
+        if self.tower.size != tuple(pixels_FCHW.shape[-2:]):
+            pixels_FCHW = F.interpolate(pixels_FCHW, size=self.tower.size, mode="bicubic", align_corners=False)
+        return pixels_FCHW
+
+    @torch.no_grad()
+    def _of_clips(self, frames_BTCHW: Tensor, prepare: Callable[[Tensor], Tensor]) -> TeacherOutput:
+        """Features and attention of clips whose frames `prepare` makes ready, a chunk at a time."""
+        B, T = frames_BTCHW.shape[:2]
+        share = self.tubelet if T > 1 else 1
+        if T % share:
+            raise ValueError(f"{T} frames do not divide by the tubelet {share}")
+        self.visual.eval()  # whatever a caller did to it
+        at_once = max(1, self.chunk // share) * share
+        parts = [self._frames(prepare(part_FCHW), share) for part_FCHW in frames_BTCHW.flatten(0, 1).split(at_once)]
+        cls_JFW, patches_JKNC = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1))
+        attention_KN = torch.cat([part[2] for part in parts])
+        with torch.autocast(frames_BTCHW.device.type, enabled=False):
+            cls_JB1C = self.tower.project(cls_JFW.unflatten(1, (B, T)).mean(2, keepdim=True))
+        patches_JBLC = patches_JKNC.unflatten(1, (B, -1)).flatten(2, 3)
+        return TeacherOutput(torch.cat([cls_JB1C, patches_JBLC], dim=2), attention_KN.unflatten(0, (B, -1)))
+
+    def _frames(self, pixels_FCHW: Tensor, share: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of whole tubelets of `share` frames: cls tokens (J, F, W); projected patches (J, F / share, N, C) and
+        attention (F / share, N), both means over a tubelet.
+        """
+        tokens, attention_FN = self.tower(pixels_FCHW, self.layers)
+        with torch.autocast(pixels_FCHW.device.type, enabled=False):
+            tokens_JFMW = torch.stack([token.float() for token in tokens])
+            if self.ln_post:
+                tokens_JFMW = self.tower.norm(tokens_JFMW)
+            patches_JKNW = tokens_JFMW[:, :, 1:].unflatten(1, (-1, share)).mean(2)
+            patches_JKNC = self.tower.project(patches_JKNW)
+        return tokens_JFMW[:, :, 0].clone(), patches_JKNC, attention_FN.unflatten(0, (-1, share)).mean(1)
 
 
-def cls_attention(block: Any, entering_FMW: Tensor) -> Tensor:
-    """Attention of the cls token to the patches in `block`, mean over heads, (F, N) float32.
+def last_layers(depth: int, layers: int, interval: float) -> tuple[int, ...]:
+    """Which blocks of `depth` are looked at: depth - 1 - int(j interval) for j < `layers`, in ascending order.
 
-    Softmaxed over all 1 + N tokens and the cls column dropped. Only the cls row is computed.
+    The rule is the release's, for the student as for the teacher. Raises UserError if there are not so many.
     """
-    attention = block.attn
-    normed_FMW = block.ln_1(entering_FMW).float()
-    heads = attention.num_heads
-    with torch.autocast(normed_FMW.device.type, enabled=False):
-        query_weight, key_weight, _ = attention.in_proj_weight.float().chunk(3)
-        query_bias, key_bias, _ = attention.in_proj_bias.float().chunk(3)
-        query_FHE = F.linear(normed_FMW[:, 0], query_weight, query_bias).unflatten(-1, (heads, -1))
-        key_FMHE = F.linear(normed_FMW, key_weight, key_bias).unflatten(-1, (heads, -1))
-        scores_FHM = torch.einsum("fhe,fmhe->fhm", query_FHE, key_FMHE) * query_FHE.shape[-1] ** -0.5
-        attention_FM: Tensor = scores_FHM.softmax(-1).mean(1)
-    return attention_FM[:, 1:]
-
-
-def check_tower(visual: Any) -> None:
-    """UserError unless `visual` is an open_clip VisionTransformer with plain attention and a projection."""
-    ensure_torchvision()
-    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-
-    plain = isinstance(visual, VisionTransformer) and isinstance(
-        visual.transformer.resblocks[-1], ResidualAttentionBlock
-    )
-    if not plain or visual.attn_pool is not None or visual.proj is None:
+    chosen = sorted({depth - 1 - int(j * interval) for j in range(layers)})
+    if len(chosen) < layers or chosen[0] < 0:
         raise UserError(
-            f"The teacher's visual tower is a {type(visual).__name__} without the cls token, plain attention and "
-            "projection of a CLIP ViT.",
-            "Choose a ViT of open_clip, for example ViT-B-16-quickgelu.",
+            f"{layers} layers, each {interval:g} apart, do not fit a teacher of {depth} blocks.",
+            "Lower teacher.layers or teacher.interval (of at least 1).",
         )
+    return tuple(chosen)
 
 
 def _create_model(source: str, weights: str | None) -> Any:

@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from configs.loader import validate
 from pretrain.config import PretrainConfig
@@ -98,7 +102,6 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     from data_pipeline.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
-    import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file
 
@@ -234,3 +237,37 @@ def runs_in() -> type[Runs]:
 def runs(tmp_path: Path) -> Runs:
     """Runs in this test's own folder."""
     return Runs(tmp_path)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside it that are still alive; `peak` is the most there were at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if size and address not in self._known:
+            self._known.add(address)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, address, size)
+
+    def _forget(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.now -= size
+
+
+@pytest.fixture
+def live_bytes() -> type[LiveBytes]:
+    """`with live_bytes() as live:` counts what tensors hold; `live.peak` bytes."""
+    return LiveBytes

@@ -53,7 +53,7 @@ def test_it_learns_and_leaves_what_open_clip_loads(trained: ClipTinyConfig) -> N
     teacher = ClipTeacher.from_open_clip(trained.out, tubelet=2, grid=(4, 4))
     frames = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
     seen = teacher(frames)
-    assert seen.features_BLC.shape == (2, 1 + 2 * 16, 16)
+    assert seen.features_JBLC.shape == (1, 2, 1 + 2 * 16, 16)
     assert teacher.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
 
 

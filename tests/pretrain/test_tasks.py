@@ -6,6 +6,7 @@ import torch
 
 from configs.errors import UserError
 from data_pipeline.loader import Batch, TrainLoader
+from data_pipeline.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from pretrain.losses import hard_negatives
 from pretrain.tasks import Stage2, build_task, over_ranks
 from pretrain.tokenizer import train_tokenizer
@@ -181,3 +182,15 @@ def test_hardness_nought_draws_negatives_evenly(runs, stage2_tree, words, monkey
         values(task, batch_of(task.config, "video"))
     assert all(not scores.any() for scores in seen["even"])
     assert all(scores.std() > 0 for scores in seen["hard"])
+
+
+def test_the_teachers_options_reach_it(runs, stage1_tree):
+    own = build_task(runs.config(stage1_tree, "own"), CPU).see.teacher
+    assert (own.mean, own.std) == (CLIP_MEAN, CLIP_STD)
+    options = {"pixels": "released", "ln_post": True, "chunk": 5, "image_size": 64}
+    tree = stage1_tree | {"teacher": stage1_tree["teacher"] | options}
+    tree["vision"] = tree["vision"] | {"patch_size": 4}
+    as_released = build_task(runs.config(tree, "released"), CPU).see.teacher
+    assert (as_released.mean, as_released.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert as_released.tower.size == (64, 64)
+    assert (as_released.ln_post, as_released.chunk) == (True, 5)
