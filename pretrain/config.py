@@ -230,6 +230,12 @@ class PretrainConfig(Frozen):
                 f"data.frames.count is {self.data.frames.count} and vision.frames {self.vision.frames}. "
                 "Make them equal."
             )
+        taught = self.teacher.layers if self.teacher is not None and self.losses.alignment.weight else None
+        if taught not in (None, self.vision.align_layers):
+            raise ValueError(
+                f"teacher.layers is {taught} and vision.align_layers {self.vision.align_layers}, "
+                "but each layer of the one is aligned to one of the other. Make them equal."
+            )
         return self
 
     @model_validator(mode="after")

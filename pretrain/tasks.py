@@ -134,7 +134,7 @@ def align(encoder: VideoMamba, seen: VisionOutput, taught: TeacherOutput, kind: 
     target_JBVC = taught.features_JBLC
     if seen.visible_BV is not None:
         target_JBVC = gather_visible(target_JBVC, seen.visible_BV)
-    return alignment_loss(encoder.align(seen)[None], target_JBVC, kind)  # type: ignore[arg-type]
+    return alignment_loss(encoder.align(seen), target_JBVC, kind)  # type: ignore[arg-type]
 
 
 class Stage1:

@@ -1,13 +1,14 @@
 """The models as values: sizes, options and the rules between them. No torch here, so a bad config fails at once."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Frozen
 
 Pool = Literal["cls", "avg", "cls+avg", "cls_cat_avg"]
+ScanOrder = Literal["spatial_first", "temporal_first", "st_half", "st_full"]
 
 SIZES: dict[str, tuple[int, int]] = {"tiny": (24, 192), "small": (24, 384), "middle": (32, 576), "base": (24, 768)}
 """The published encoders: name -> (depth, width)."""
@@ -19,8 +20,9 @@ STEM_STRIDE = 4
 class VisionConfig(Frozen):
     """A VideoMamba encoder. `name` stands for a published depth and width; anything else is given by hand.
 
-    The defaults are ours where the release is wrong: `dt_init: released` and `align_source: released`
-    give back what it does (a zero bias of the time step; an alignment feature taken before the last mixer).
+    `frames: 1` is an image model: it has no temporal embedding and takes no clips. The defaults are ours where
+    the release is wrong: `dt_init: released` and `align_source: released` give back what it does (a zero bias of
+    the time step; an alignment feature taken before the last mixer).
     """
 
     name: Literal["tiny", "small", "middle", "base"] | None = None
@@ -37,16 +39,26 @@ class VisionConfig(Frozen):
     dt_rank: int | Literal["auto"] = "auto"
     stem: Literal["linear", "conv"] = "linear"
     stem_width: int = Field(default=64, gt=0)
-    scan_order: Literal["spatial_first"] = "spatial_first"
+    scan_order: ScanOrder | tuple[ScanOrder, ...] = "spatial_first"
+    """One order for all layers, or a list: one for each, or a shorter pattern that repeats and divides the depth."""
     dt_init: Literal["mamba", "released"] = "mamba"
     align_source: Literal["output", "released"] = "output"
     align_width: int = Field(default=0, ge=0)
     """Width of the teacher's features; 0 builds no alignment decoder."""
+    align_layers: int = Field(default=1, gt=0)
+    """How many layers are aligned, counted back from the last one."""
+    align_interval: float = Field(default=1.0, ge=1)
+    """Layers from one aligned layer to the next; fractions are rounded down, layer by layer."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """The last layer's rate; earlier ones rise to it from 0 in equal steps."""
     pool: Pool = "cls+avg"
     pool_norm: bool = False
     """A LayerNorm after pooling, as the joint model has."""
     classes: int = Field(default=0, ge=0)
+    """Outputs of the classification head; 0 builds none."""
+    head_pool: Literal["cls", "avg", "cls+avg"] = "cls"
+    """What the classification head reads; the release reads cls."""
+    head_dropout: float = Field(default=0.0, ge=0, lt=1)
     checkpoint_blocks: bool = False
     """Recompute each block in the backward pass: memory for time."""
 
@@ -57,6 +69,29 @@ class VisionConfig(Frozen):
             depth, width = SIZES[values["name"]]
             return {"depth": depth, "width": width} | values
         return values
+
+    @field_validator("scan_order", mode="before")
+    @classmethod
+    def _known_orders(cls, value: Any) -> Any:
+        orders = value if isinstance(value, (list, tuple)) else [value]
+        for order in orders:
+            if order not in get_args(ScanOrder):
+                raise ValueError(f"there is no scan order {order!r}; use one of {', '.join(get_args(ScanOrder))}")
+        return value
+
+    @model_validator(mode="after")
+    def _layers_are_there(self) -> Self:
+        if isinstance(self.scan_order, tuple) and (not self.scan_order or self.depth % len(self.scan_order)):
+            raise ValueError(
+                f"scan_order lists {len(self.scan_order)} orders for {self.depth} layers; "
+                f"list {self.depth}, or a pattern whose length divides {self.depth}"
+            )
+        if self.aligned[0] < 0:
+            raise ValueError(
+                f"align_layers {self.align_layers} at align_interval {self.align_interval} reach back further "
+                f"than {self.depth} layers; lower one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -78,6 +113,24 @@ class VisionConfig(Frozen):
         """Token grid of a full clip: (frames / tubelet, rows, columns)."""
         side = self.image_size // self.patch_size
         return self.frames // self.tubelet, side, side
+
+    @property
+    def orders(self) -> tuple[ScanOrder, ...]:
+        """The scan order of each layer."""
+        pattern = self.scan_order if isinstance(self.scan_order, tuple) else (self.scan_order,)
+        return pattern * (self.depth // len(pattern))
+
+    @property
+    def aligned(self) -> tuple[int, ...]:
+        """The layers whose output is aligned to the teacher, first to last (reference 2.1)."""
+        back = range(self.align_layers - 1, -1, -1)
+        return tuple(self.depth - 1 - int(k * self.align_interval) for k in back)
+
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """The drop path rate of each layer's output; the last one is `drop_path` at any depth (reference 1.3)."""
+        last = self.depth - 1
+        return (*(self.drop_path * i / last for i in range(last)), self.drop_path)
 
     @property
     def rank(self) -> int:

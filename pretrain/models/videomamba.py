@@ -1,37 +1,39 @@
 """The VideoMamba encoder: patches in space and time, one cls token, bidirectional mixers, a final norm.
 
 B batch, C channels, T frames, H x W pixels; K = T / tubelet token frames, N patches a frame, L = 1 + K N
-tokens (cls first, then frame by frame, row by row), V visible tokens, D width; P values of a patch, S squares
-of it, Q values of a square, E channels of the stem.
+tokens (cls first, then frame by frame, row by row), V visible tokens, D width, I layers, J aligned ones,
+F vectors of a clip.
 
 State-dict names are the release's own (reference 1.7). Source: arXiv 2403.06977 and its code, as
 reference/videomamba.md describes them.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data_pipeline import draws
-from pretrain.models.config import STEM_STRIDE, Pool, VisionConfig
+from pretrain.models.config import Pool, ScanOrder, VisionConfig
+from pretrain.models.drop import keep_factors
 from pretrain.models.mixer import Mixer
+from pretrain.models.patch_embed import PatchEmbed
+from pretrain.models.pooling import pool_tokens
 from pretrain.models.pos_embed import resize_spatial, resize_temporal, sincos_table
+from pretrain.models.scan_order import Reordering
 
 NORM_EPS = 1e-5
 
-WIDE = {torch.bfloat16: torch.int64, torch.float16: torch.int64}
-"""A type as wide as the STEM_STRIDE pixels of a square's row, to move them as one (float32 gains nothing by it)."""
-
 
 class VisionOutput(NamedTuple):
-    """What the encoder saw: final-normed tokens (cls at 0), the feature to align, and which tokens these are."""
+    """What the encoder saw: final-normed tokens (cls at 0), the features to align, and which tokens these are."""
 
     tokens_BLD: Tensor
-    aligned_BLD: Tensor
+    aligned: tuple[Tensor, ...]
+    """One feature (B, L or V, D) for each layer to align, first to last; empty without an alignment decoder."""
     visible_BV: Tensor | None
     frames: int
     """Token frames K of the input."""
@@ -44,69 +46,19 @@ class VisionOutput(NamedTuple):
         return self.tokens_BLD[:, 1:]
 
 
-class PatchEmbed(nn.Module):
-    """Tubelets of pixels to tokens, by one convolution or by a convolutional stem and a linear map.
-
-    The stem (ours, not the release's) maps every 4x4 square of a frame to `stem_width` channels and a GELU
-    before the squares of a tubelet are joined. All its windows lie inside one patch, so it is two matrix
-    products over the pixels of a patch, and hidden patches are never computed.
-    """
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.tubelet, self.patch = config.tubelet, config.patch_size
-        self.stem: nn.Conv2d | None = None
-        channels, side = config.channels, self.patch
-        if config.stem == "conv":
-            self.stem = nn.Conv2d(channels, config.stem_width, STEM_STRIDE, STEM_STRIDE)
-            channels, side = config.stem_width, self.patch // STEM_STRIDE
-        window = (self.tubelet, side, side)
-        self.proj = nn.Conv3d(channels, config.width, window, window)
-
-    def forward(self, video_BCTHW: Tensor, visible_BV: Tensor | None = None) -> Tensor:
-        """Patch tokens (B, K N, D), or those of the visible indices alone, (B, V - 1, D)."""
-        if self.stem is None:
-            # The release's own convolution: a matrix product rounds otherwise, and the first norms magnify that.
-            tokens_BLD = self.proj(video_BCTHW).flatten(2).transpose(1, 2)
-            return _take(tokens_BLD, visible_BV)
-        squares_BLSQ = _take(self._squares(video_BCTHW), visible_BV).unflatten(2, (-1, self.stem.weight[0].numel()))
-        lit_BLSE = F.gelu(F.linear(squares_BLSQ, self.stem.weight.flatten(1), self.stem.bias))
-        weight_DP = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
-        return F.linear(lit_BLSE.flatten(2), weight_DP, self.proj.bias)
-
-    def _squares(self, video_BCTHW: Tensor) -> Tensor:
-        """The pixels of each patch, square by square, (B, K N, P)."""
-        B, C, T, H, W = video_BCTHW.shape
-        t, p, s = self.tubelet, self.patch, STEM_STRIDE
-        wide = WIDE.get(video_BCTHW.dtype) if not video_BCTHW.requires_grad else None
-        if wide is None:
-            cut = video_BCTHW.reshape(B, C, T // t, t, H // p, p // s, s, W // p, p // s, s)
-        else:  # a square's row of 4 pixels moves as one element, which is five times as fast
-            rows_BCTHW = video_BCTHW.contiguous().view(wide)
-            cut = rows_BCTHW.reshape(B, C, T // t, t, H // p, p // s, s, W // p, p // s, 1)
-        squares = cut.permute(0, 2, 4, 7, 3, 5, 8, 1, 6, 9).reshape(B, (T // t) * (H // p) * (W // p), -1)
-        return squares if wide is None else squares.view(video_BCTHW.dtype)
-
-
-def _take(patches_BLP: Tensor, visible_BV: Tensor | None) -> Tensor:
-    """The visible patches; index 0 of `visible_BV` is cls, which is no patch."""
-    if visible_BV is None:
-        return patches_BLP
-    rows_BV1 = visible_BV[:, 1:, None] - 1
-    return patches_BLP.gather(1, rows_BV1.expand(-1, -1, patches_BLP.shape[2]))
-
-
 class Block(nn.Module):
     """One layer: norm, then mixer. The residual is added outside, in float32."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, order: ScanOrder = "spatial_first") -> None:
         super().__init__()
-        self.mixer = Mixer(config)
+        self.temporal = order == "temporal_first"
+        """Whether it takes its tokens, and gives them, in temporal-first order."""
+        self.mixer = Mixer(config, order)
         self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
 
-    def forward(self, residual_BLD: Tensor) -> Tensor:
+    def forward(self, residual_BLD: Tensor, reordering: Reordering | None = None) -> Tensor:
         """The mixer's output on the normed residual stream."""
-        mixed_BLD: Tensor = self.mixer(self.norm(residual_BLD))
+        mixed_BLD: Tensor = self.mixer(self.norm(residual_BLD), reordering)
         return mixed_BLD
 
 
@@ -125,7 +77,7 @@ class AlignmentDecoder(nn.Module):
 
 
 class VideoMamba(nn.Module):
-    """The encoder of videos and images; heads, pooling norm and alignment decoder as the config says."""
+    """The encoder of videos and images; heads, pooling norm and alignment decoders as the config says."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -134,19 +86,20 @@ class VideoMamba(nn.Module):
         D = config.width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, D))
-        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, K, D))
+        # an image model, of one frame, has no times to tell apart; the release's has no such parameter either
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, K, D)) if config.frames > 1 else None
         self.patch_embed = PatchEmbed(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(Block(config, order) for order in config.orders)
         self.norm = nn.RMSNorm(D, eps=NORM_EPS)
         if config.align_width:
-            self.clip_decoder = nn.ModuleList([AlignmentDecoder(D, config.align_width)])
+            decoders = [AlignmentDecoder(D, config.align_width) for _ in config.aligned]
+            self.clip_decoder = nn.ModuleList(decoders)
             table = sincos_table(1 + K * rows * columns, D)
             self.register_buffer("position_table", table, persistent=False)
         if config.pool_norm:
             self.pool_norm = nn.LayerNorm(D, eps=NORM_EPS)
         if config.classes:
             self.head = nn.Linear(D, config.classes)
-        self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -173,23 +126,21 @@ class VideoMamba(nn.Module):
 
         `visible_BV` holds the sorted indices of the tokens to see, 0 (cls) first; None sees everything.
         `seeds_B` (int64) draws drop path for each sample from its own seed, else from torch's generator.
-        Position tables are resized to the input's grid. Raises ValueError where pixels or frames do not divide.
+        Position tables are resized to the input's grid. Raises ValueError where pixels or frames do not divide,
+        and for a clip given to an image model.
         """
-        residual_BLD, frames, length = self._embed(video_BCTHW, visible_BV)
-        dropped_BI = self._draw_drop_path(residual_BLD, seeds_B)
-        before_last_BLD = residual_BLD
-        for index, block in enumerate(self.layers):
-            before_last_BLD = residual_BLD
-            if self.config.checkpoint_blocks and self.training:
-                mixed_BLD = checkpoint(block, residual_BLD, use_reentrant=False)
-            else:
-                mixed_BLD = block(residual_BLD)
-            if dropped_BI is not None and self.drop_rates[index] > 0:
-                mixed_BLD = mixed_BLD * dropped_BI[:, index, None, None]
-            residual_BLD = residual_BLD + mixed_BLD
-        tokens_BLD = self.norm(residual_BLD)
-        aligned_BLD = before_last_BLD if self.config.align_source == "released" else tokens_BLD
-        return VisionOutput(tokens_BLD, aligned_BLD, visible_BV, frames, length)
+        tokens_BLD, frames, length = self._embed(video_BCTHW, visible_BV)
+        last = self.config.depth - 1
+        wanted = {last, last - 1, *self.config.aligned} if self.config.align_width else {last}
+        stream = self._layers(tokens_BLD, visible_BV, (frames, length), wanted, seeds_B)
+        out_BLD = self.norm(stream[last])
+        aligned: list[Tensor] = []
+        for index in self.config.aligned if self.config.align_width else ():
+            if index < last:
+                aligned.append(self.norm(stream[index]))
+            else:  # the release leaves out the last mixer and the norm (reference 7, A)
+                aligned.append(stream[last - 1] if self.config.align_source == "released" else out_BLD)
+        return VisionOutput(out_BLD, tuple(aligned), visible_BV, frames, length)
 
     def forward_tokens(
         self, video_BCTHW: Tensor, visible_BV: Tensor | None = None, seeds_B: Tensor | None = None
@@ -197,6 +148,76 @@ class VideoMamba(nn.Module):
         """The same as calling the model, for callers that hold it inside another module."""
         output: VisionOutput = self(video_BCTHW, visible_BV, seeds_B)
         return output
+
+    def forward_features(
+        self,
+        video_BCTHW: Tensor,
+        visible_BV: Tensor | None = None,
+        layers: Sequence[int] | Literal["all"] = (-1,),
+        *,
+        norm: bool = True,
+        maps: bool = False,
+    ) -> list[Tensor]:
+        """The residual stream after each of `layers`, in the order asked for; what comes after the last is not run.
+
+        Layers count from 0, or from the end with -1; "all" is every one. Each feature holds tokens (B, L or V, D),
+        cls first, then frame by frame whatever the scan order; with `maps` the patches alone as (B, D, K, rows,
+        columns), for whole clips only. `norm` applies the final norm, so that the last layer's feature is what the
+        model itself gives. Raises ValueError for a layer that is not there and for maps of a masked clip.
+        """
+        depth = self.config.depth
+        asked = list(range(depth)) if layers == "all" else [int(layer) for layer in layers]
+        if wrong := [layer for layer in asked if not -depth <= layer < depth]:
+            raise ValueError(f"there are no layers {wrong}; this encoder has 0 to {depth - 1}, or -{depth} to -1")
+        if maps and visible_BV is not None:
+            raise ValueError("a masked clip has no whole maps; ask for tokens, or show every patch")
+        asked = [layer % depth for layer in asked]
+        tokens_BLD, frames, length = self._embed(video_BCTHW, visible_BV)
+        stream = self._layers(tokens_BLD, visible_BV, (frames, length), set(asked))
+        features = [self.norm(stream[layer]) if norm else stream[layer] for layer in asked]
+        if not maps:
+            return features
+        grid = (frames, *(side // self.config.patch_size for side in video_BCTHW.shape[3:]))
+        return [feature_BLD[:, 1:].transpose(1, 2).unflatten(2, grid) for feature_BLD in features]
+
+    def _layers(
+        self,
+        residual_BLD: Tensor,
+        visible_BV: Tensor | None,
+        extent: tuple[int, int],
+        wanted: Collection[int],
+        seeds_B: Tensor | None = None,
+    ) -> dict[int, Tensor]:
+        """The residual stream after each wanted layer (-1: before the first), in spatial-first order.
+
+        `extent` is the clip's token frames and length. Between layers of one order nothing is moved.
+        """
+        frames, length = extent
+        reordering = Reordering.needed(
+            self.config.orders, residual_BLD, visible_BV, frames, patches=(length - 1) // frames
+        )
+        dropped_BI: Tensor | None = None
+        if self.training and self.config.drop_path:
+            dropped_BI = keep_factors(self.config.drop_rates, residual_BLD, "drop_path", seeds_B)
+        stream = {-1: residual_BLD}
+        temporal, deepest = False, max(wanted, default=-1)
+        for index, block in enumerate(self.layers):
+            if index > deepest:
+                break
+            assert isinstance(block, Block)
+            if reordering is not None and block.temporal != temporal:
+                residual_BLD = (reordering.temporal if block.temporal else reordering.spatial)(residual_BLD)
+                temporal = block.temporal
+            if self.config.checkpoint_blocks and self.training:
+                mixed_BLD = checkpoint(block, residual_BLD, reordering, use_reentrant=False)
+            else:
+                mixed_BLD = block(residual_BLD, reordering)
+            if dropped_BI is not None and self.config.drop_rates[index] > 0:
+                mixed_BLD = mixed_BLD * dropped_BI[:, index, None, None]
+            residual_BLD = residual_BLD + mixed_BLD
+            if index in wanted:
+                stream[index] = reordering.spatial(residual_BLD) if reordering and temporal else residual_BLD
+        return stream
 
     def _embed(self, video_BCTHW: Tensor, visible_BV: Tensor | None) -> tuple[Tensor, int, int]:
         """Tokens with their positions, (B, L or V, D) float32, the token frames K and the whole length L."""
@@ -207,6 +228,8 @@ class VideoMamba(nn.Module):
         patch, tubelet = self.config.patch_size, self.config.tubelet
         if T % tubelet or H % patch or W % patch:
             raise ValueError(f"a clip of {T} frames of {H}x{W} does not divide by tubelet {tubelet} and patch {patch}")
+        if not image and self.temporal_pos_embedding is None:
+            raise ValueError(f"an image model (frames: 1) has no temporal embedding for a clip of {T} frames")
         frames = T // tubelet
         patches_BLD = self.patch_embed(video_BCTHW, visible_BV)
         tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), patches_BLD], dim=1)
@@ -218,54 +241,38 @@ class VideoMamba(nn.Module):
     def _positions(self, frames: int, rows: int, columns: int, image: bool) -> list[Tensor]:
         """What is added to every token, each (L, D): its place in the frame, and in a clip its time (0 for cls)."""
         spatial_MD = resize_spatial(self.pos_embed, (rows, columns))[0]
-        if image:
+        if image or self.temporal_pos_embedding is None:
             return [spatial_MD]
         temporal_KD = resize_temporal(self.temporal_pos_embedding, frames)[0]
         place_LD = torch.cat([spatial_MD[:1], spatial_MD[1:].repeat(frames, 1)])
         time_LD = torch.cat([torch.zeros_like(temporal_KD[:1]), temporal_KD.repeat_interleave(rows * columns, dim=0)])
         return [place_LD, time_LD]
 
-    def _draw_drop_path(self, like: Tensor, seeds_B: Tensor | None) -> Tensor | None:
-        """Factors (B, depth): 0 where a layer's output is dropped, 1 / keep probability elsewhere."""
-        if not self.training or self.config.drop_path == 0:
-            return None
-        B, depth = like.shape[0], self.config.depth
-        if seeds_B is None:
-            uniform_BI = torch.rand(B, depth, device=like.device)
-        else:
-            uniform_BI = draws.uniform(seeds_B, "drop_path", depth).to(like.device)
-        rate_I = torch.tensor(self.drop_rates, device=like.device)
-        return (uniform_BI >= rate_I).float() / (1 - rate_I)
-
     def align(self, output: VisionOutput) -> Tensor:
-        """Student features in the teacher's space, (B, V, align_width), not normalised.
+        """Student features in the teacher's space, (J, B, V, align_width) for J aligned layers, not normalised.
 
-        A fixed sin-cos table tells the decoder where each visible token is. Needs `align_width` in the config.
+        A fixed sin-cos table tells each layer's decoder where a visible token is. Needs `align_width` in the config.
         """
         table_LD = self.get_buffer("position_table")
         if output.length > table_LD.shape[0]:
             table_LD = sincos_table(output.length, self.config.width).to(table_LD.device)
         place_BVD = table_LD[: output.length] if output.visible_BV is None else table_LD[output.visible_BV]
-        decoded: Tensor = self.clip_decoder[0](output.aligned_BLD + place_BVD)
-        return decoded
+        pairs = zip(self.clip_decoder, output.aligned, strict=True)
+        return torch.stack([decoder(feature_BVD + place_BVD) for decoder, feature_BVD in pairs])
 
     def pooled(self, tokens_BLD: Tensor, frames: int = 1, pool: Pool | None = None, per_frame: bool = False) -> Tensor:
-        """Vectors for a clip, (B, K', D), from tokens with cls at 0; through `pool_norm` where there is one.
+        """Vectors for a clip, (B, F, D), by `pool_tokens`; through `pool_norm` where there is one."""
+        out_BFD = pool_tokens(tokens_BLD, pool or self.config.pool, frames, per_frame)
+        return self.pool_norm(out_BFD) if self.config.pool_norm else out_BFD
 
-        K' is 1, or with `per_frame` the number of frames (every frame must show equally many patches).
-        "cls_cat_avg" puts cls before the means, (B, 1 + K', D).
+    def classify(self, tokens_BLD: Tensor, seeds_B: Tensor | None = None) -> Tensor:
+        """Logits (B, classes) from final-normed tokens, by `head_pool`; in training after `head_dropout`.
+
+        `seeds_B` (int64) draws the dropout for each sample from its own seed, else from torch's generator.
         """
-        pool = pool or self.config.pool
-        cls_B1D, patches_BLD = tokens_BLD[:, :1], tokens_BLD[:, 1:]
-        if pool == "cls":
-            out = cls_B1D
-        else:
-            mean_BKD = patches_BLD.unflatten(1, (frames if per_frame else 1, -1)).mean(2)
-            joined = {"avg": mean_BKD, "cls+avg": cls_B1D + mean_BKD}
-            out = joined[pool] if pool in joined else torch.cat([cls_B1D, mean_BKD], dim=1)
-        return self.pool_norm(out) if self.config.pool_norm else out
-
-    def classify(self, tokens_BLD: Tensor) -> Tensor:
-        """Logits (B, classes) from the cls token."""
-        logits: Tensor = self.head(tokens_BLD[:, 0])
+        feature_BD = pool_tokens(tokens_BLD, self.config.head_pool)[:, 0]
+        if self.training and self.config.head_dropout:
+            rates = [self.config.head_dropout] * self.config.width
+            feature_BD = feature_BD * keep_factors(rates, feature_BD, "head_dropout", seeds_B)
+        logits: Tensor = self.head(feature_BD)
         return logits

@@ -47,6 +47,13 @@ def test_the_two_stages_are_valid():
         (STAGE2, {"text": TEXT | {"fusion_layers": 0}}, "fusion_layers is 0", "both weights to 0"),
         (STAGE1, {"vision": VISION | {"image_size": 40}}, "data.image_size is 32", "Make them equal"),
         (STAGE1, {"vision": VISION | {"frames": 8}}, "data.frames.count is 4", "Make them equal"),
+        (
+            STAGE1,
+            {"vision": VISION | {"align_layers": 2}},
+            "teacher.layers is 1 and vision.align_layers 2",
+            "Make them",
+        ),
+        (STAGE1, {"vision": VISION | {"scan_order": "both"}}, "vision.scan_order: there is no scan order 'both'", ""),
         (STAGE1, {"vision": VISION | {"patch_size": 10}}, "does not divide by patch_size", ""),
         (STAGE1, {"vision": VISION | {"tubelet": 3}}, "do not divide by tubelet", ""),
         (STAGE1, {"deepspeed": "zero7"}, "no DeepSpeed config 'zero7'", "zero0, zero1, zero2, zero3"),

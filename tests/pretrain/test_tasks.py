@@ -7,7 +7,7 @@ import torch
 from configs.errors import UserError
 from data_pipeline.loader import Batch, TrainLoader
 from data_pipeline.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from pretrain.losses import hard_negatives
+from pretrain.losses import alignment_loss, gather_visible, hard_negatives
 from pretrain.tasks import Stage2, build_task, over_ranks
 from pretrain.tokenizer import train_tokenizer
 
@@ -61,6 +61,21 @@ def test_stage_1(runs, stage1_tree):
     assert task.meta.vision.align_width == 24 == parameters["clip_decoder.0.head.weight"].shape[0]
     plain = build_task(runs.config(stage1_tree, "plain"), CPU)
     assert values(task, batch)["alignment"] == pytest.approx(3 * values(plain, batch)["alignment"], rel=1e-6)
+
+
+def test_several_layers_are_aligned_each_to_its_own(runs, stage1_tree):
+    tree = copy.deepcopy(stage1_tree)
+    tree["vision"]["align_layers"] = tree["teacher"]["layers"] = 2
+    task = build_task(runs.config(tree, "two"), CPU)
+    batch = batch_of(task.config, "video")
+    seen, taught = task.see(task.encoder, batch.frames, batch.seeds)
+    student_JBVC, target_JBVC = task.encoder.align(seen), gather_visible(taught.features_JBLC, seen.visible_BV)
+    each = [float(alignment_loss(s, t).detach()) for s, t in zip(student_JBVC, target_JBVC, strict=True)]
+    assert each[0] != pytest.approx(each[1], rel=1e-3)
+    loss = task.losses(batch)["alignment"]
+    assert float(loss.detach()) == pytest.approx(sum(each) / 2, rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in task.encoder.clip_decoder.parameters())
 
 
 def test_what_is_drawn_belongs_to_the_sample(runs, stage1_tree):

@@ -92,7 +92,7 @@ def test_create_model_knows_the_published_sizes():
     from videomamba import create_model
 
     model = create_model("tiny", classes=1000, frames=1)
-    assert sum(weight.numel() for weight in model.parameters()) == 7_148_008 + 192  # and a temporal position
+    assert sum(weight.numel() for weight in model.parameters()) == 7_148_008
 
 
 def test_create_model_names_the_nearest_option():
