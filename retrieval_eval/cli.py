@@ -1,26 +1,52 @@
 """`videomamba eval`, `embed`, `search` and `export`; torch is imported only when the work begins."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from typer.core import TyperGroup
 
 from configs.errors import UserError
 from configs.loader import load_config, to_yaml
+from data_pipeline.files import write_whole
 from retrieval_eval.config import RetrievalConfig, RetrievalData
 
 if TYPE_CHECKING:
     from retrieval_eval.embed import Tell
 
+
+class _EvalOrCompare(TyperGroup):
+    """`eval CONFIG` runs an evaluation; what is no name of a command here is a config."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name in front where it was left out."""
+        named = not args or args[0] in self.commands or args[0] in ("-h", "--help")
+        parsed: list[str] = super().parse_args(ctx, args if named else ["run", *args])
+        return parsed
+
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+evals = typer.Typer(
+    cls=_EvalOrCompare,
+    no_args_is_help=True,
+    add_completion=False,
+    epilog="Example: videomamba eval demo/retrieval checkpoint=runs/stage2 data.path=shards/test out=r",
+)
+app.add_typer(
+    evals, name="eval", help="Zero-shot retrieval: `eval CONFIG` measures, `eval compare A B` sets side by side."
+)
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
-@app.command(
-    "eval", epilog="Example: videomamba eval demo/retrieval checkpoint=runs/stage2 data.path=shards/test out=r"
+@evals.command(
+    "run",
+    epilog="Example: videomamba eval retrieval/msrvtt checkpoint=runs/stage2 data.media=videos data.annotations=a.csv",
 )
 def evaluate(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config.")],
@@ -62,7 +88,28 @@ def evaluate(
         return
     with _progress() as tell:
         result = evaluation.evaluate(run, fresh, tell)
-    _show(result, Path(run.out) / evaluation.RESULT)
+    from retrieval_eval import summary
+
+    Console().print(summary.table(result))
+    typer.echo(summary.closing(result, Path(run.out)))
+
+
+@evals.command("compare", epilog="Example: videomamba eval compare runs/a/retrieval runs/b/retrieval")
+def compare(
+    a: Annotated[Path, typer.Argument(help="A folder that `videomamba eval` wrote.")],
+    b: Annotated[Path, typer.Argument(help="Another one, on the same queries.")],
+    samples: Annotated[int, typer.Option(min=100, help="Resamplings of the queries.")] = 10_000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the comparison here as well.")] = None,
+) -> None:
+    """Two results on the same queries: differences with 95 % intervals from a paired bootstrap."""
+    from retrieval_eval import comparison, summary
+
+    found = comparison.compare(a, b, samples)
+    Console().print(summary.differences(found))
+    for name, (mine, theirs) in found.protocol.items():
+        typer.echo(f"differs: {name}: {mine} | {theirs}")
+    if json_file is not None:
+        write_whole(json_file, (json.dumps(asdict(found), indent=2, default=str) + "\n").encode())
 
 
 @app.command("embed", epilog="Example: videomamba embed shards/test index --checkpoint runs/stage2")
@@ -132,7 +179,6 @@ def _must_exist(path: Path, what: str, cure: str) -> None:
 @contextmanager
 def _progress() -> "Iterator[Tell]":
     """A bar a kind of work on a terminal, nothing elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
@@ -146,33 +192,3 @@ def _progress() -> "Iterator[Tell]":
             progress.update(bars[what], completed=min(done, total), total=total)
 
         yield tell
-
-
-def _show(result: dict[str, Any], path: Path) -> None:
-    """The table of a result: a row a direction, scoring and view, so that it fits a terminal of 80 columns."""
-    from rich.console import Console
-    from rich.table import Table
-
-    measures = ("R@1", "R@5", "R@10", "MedR")
-    table = Table(title="Zero-shot retrieval", title_justify="left")
-    table.add_column("")
-    for measure in measures:
-        table.add_column(measure, justify="right")
-    names = {"shuffled": ", frames shuffled", "single": ", one frame repeated"}
-    views = [("", result["results"])] + [(names[n], scored) for n, scored in result["results"]["controls"].items()]
-    for way, title in (("t2v", "text to video"), ("v2t", "video to text")):
-        for view, scored in views:
-            for scoring, column in result["columns"].items():
-                if scoring in scored:
-                    numbers = [f"{scored[scoring][way][measure]:.1f}" for measure in measures]
-                    table.add_row(f"{title} ({column}){view}", *numbers)
-        if way == "t2v":
-            table.add_section()
-    Console().print(table)
-    protocol = result["protocol"]
-    lost = len(result["missing"])
-    missing = f", {lost} clip{'s' if lost > 1 else ''} could not be read (named in it)" if lost else ""
-    typer.echo(f"{protocol['clips']} clips, {protocol['captions']} captions{missing}; chance R@1 "
-               f"{result['chance']['t2v']['R@1']:.2f} %. Everything else: {path}")  # fmt: skip
-    if "note" in protocol:
-        typer.echo(f"{protocol['note']} World version {protocol['world'].get('version', 'unknown')}.")

@@ -111,6 +111,8 @@ class RetrievalConfig(Frozen):
     rerank: RerankConfig = RerankConfig()
     controls: tuple[Control, ...] = ("shuffled", "single")
     ties: Literal["expected", "published"] = "expected"
+    dual_softmax: bool = False
+    """A column more: the dual scores weighed by a softmax over all queries, with the checkpoint's temperature."""
     bootstrap: int = Field(1000, ge=0)
     listed: int = Field(5, ge=1)
     """How many found clips queries.jsonl names for each query."""

@@ -1,16 +1,16 @@
 """Zero-shot retrieval of one checkpoint on one corpus, from shards to result.json.
 
-`out` gets result.json (the numbers and every choice behind them), queries.jsonl (a line a query: what was found)
-and embeddings/ (see store.py). The files appear whole; an evaluation that was killed goes on where it was.
+`out` gets result.json (the numbers and every choice behind them), queries.jsonl (a line a query: what was found),
+ranks.npz (every query's rank, to compare results by), row.md (to paste) and embeddings/ (see store.py). The files
+appear whole; an evaluation that was killed goes on where it was.
 """
 
 import json
 import logging
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from configs.loader import to_yaml
 from data_pipeline.files import write_whole
-from retrieval_eval import metrics
-from retrieval_eval.config import BenchmarkData, Control, RetrievalConfig
+from retrieval_eval import results
+from retrieval_eval.comparison import RESULT, write_ranks
+from retrieval_eval.config import BenchmarkData, RetrievalConfig
 from retrieval_eval.decoder import PairScorer
 from retrieval_eval.embed import (
-    ClipList,
     Tell,
     TextTable,
     View,
@@ -35,25 +35,18 @@ from retrieval_eval.embed import (
     read_tokens,
 )
 from retrieval_eval.encoders import Encoders
-from retrieval_eval.index import FlatIndex, Vectors
+from retrieval_eval.index import FlatIndex
 from retrieval_eval.listing import write_listing
+from retrieval_eval.protocol import describe
 from retrieval_eval.rerank import Candidates, rerank
+from retrieval_eval.results import VIEWS, Scores
 from retrieval_eval.store import Store
-from retrieval_eval.testset import TestSet, open_set
+from retrieval_eval.summary import ROW, markdown
+from retrieval_eval.testset import TestSet, answers, open_set
 
 log = logging.getLogger(__name__)
 
-RESULT, QUERIES, EMBEDDINGS = "result.json", "queries.jsonl", "embeddings"
-VIEWS: dict[Control, View] = {"shuffled": "clips-shuffled", "single": "clips-single"}
-
-
-class Scores(NamedTuple):
-    """Scores (V, U) of clips and different texts: of the dual encoder, and after re-ranking, both ways."""
-
-    dual_VU: Vectors
-    t2v_VU: NDArray[np.float64] | None = None
-    v2t_VU: NDArray[np.float64] | None = None
-    pairs: int = 0
+QUERIES, EMBEDDINGS = "queries.jsonl", "embeddings"
 
 
 def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -> dict[str, Any]:
@@ -76,14 +69,16 @@ def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -
     captions, owner_C = clips.queries(found.captions)
     texts = embed_texts(encoders, captions, store, bool(top), config.text_batch, tell)
     embedded = time.perf_counter()
-    scores = {view: _score(config, encoders, store, texts, view, view in reranked, tell) for view in views}
+    of_own = None if found.answers is None else (texts.text_of_C, owner_C)
+    scores = {view: _score(config, encoders, store, texts, view, view in reranked, of_own, tell) for view in views}
     scored = time.perf_counter()
+    made, ranks = results.tables(config, scores, texts.text_of_C, owner_C, answers(found, clips))
     result = {
-        "protocol": _protocol(config, encoders, found, clips, texts, len(captions)),
+        "protocol": describe(config, encoders, found, clips, texts, captions),
         "status": "partial" if clips.lost else "complete",
-        "columns": _columns(config),
-        "results": _tables(config, scores, texts, owner_C),
-        "chance": _chance(len(clips.keys), owner_C),
+        "columns": results.columns(config),
+        "results": made,
+        "chance": results.chance(len(clips.keys), owner_C),
         "missing": clips.lost,
         "seconds": {
             "embed": round(embedded - began, 2),
@@ -96,6 +91,8 @@ def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -
     main = scores["clips"]
     write_listing(Path(config.out) / QUERIES, clips, captions, owner_C, texts.text_of_C, main.dual_VU, main.t2v_VU,
                   config.listed, config.ties)  # fmt: skip
+    write_ranks(Path(config.out), ranks)
+    write_whole(Path(config.out) / ROW, markdown(result).encode())
     write_whole(Path(config.out) / RESULT, json.dumps(result, indent=2, ensure_ascii=False).encode())
     return result
 
@@ -137,15 +134,29 @@ def _views(config: RetrievalConfig, found: TestSet) -> list[View]:
 
 
 def _score(
-    config: RetrievalConfig, encoders: Encoders, store: Store, texts: TextTable, view: View, again: bool, tell: Tell
+    config: RetrievalConfig,
+    encoders: Encoders,
+    store: Store,
+    texts: TextTable,
+    view: View,
+    again: bool,
+    of_own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    tell: Tell,
 ) -> Scores:
+    """Scores of a view, re-ranked if `again`; `of_own` (text and clip of each caption) asks for those pairs alone."""
     _, clips_VE = read_clips(store, view)
     dual_VU = np.ascontiguousarray(FlatIndex(clips_VE).scores(texts.vectors_UE).T)
+    temperature = float(encoders.model.temp.detach()) if config.dual_softmax else None
     if not again:
-        return Scores(dual_VU)
+        return Scores(dual_VU, temperature=temperature)
+    candidates = (
+        Candidates.by_dual(clips_VE, texts.vectors_UE, config.rerank.top)
+        if of_own is None
+        else Candidates.own(*of_own, len(clips_VE))
+    )
     made = rerank(
         dual_VU,
-        Candidates.by_dual(clips_VE, texts.vectors_UE, config.rerank.top),
+        candidates,
         read_tokens(store, view),
         read_states(store),
         PairScorer(encoders.model),
@@ -154,84 +165,4 @@ def _score(
         encoders.precision,
         lambda done: tell("re-ranking", done, len(dual_VU)),
     )
-    return Scores(dual_VU, made.t2v_VU, made.v2t_VU, made.pairs)
-
-
-def _columns(config: RetrievalConfig) -> dict[str, str]:
-    """Every scoring by the name that stands beside its numbers."""
-    named = {"dual": "dual encoder"}
-    return named | ({"reranked": f"re-ranked, top {config.rerank.top}"} if config.rerank.top else {})
-
-
-def _tables(
-    config: RetrievalConfig, scores: dict[View, Scores], texts: TextTable, owner_C: NDArray[np.int64]
-) -> dict[str, Any]:
-    """`{"dual": {"t2v": ..., "v2t": ...}, "reranked": ..., "controls": {"shuffled": {"dual": ...}}}`."""
-    tables = {view: _table(config, one, texts.text_of_C, owner_C) for view, one in scores.items()}
-    controls = {control: tables[VIEWS[control]] for control in config.controls}
-    return {**tables["clips"], "controls": controls}
-
-
-def _table(
-    config: RetrievalConfig, scores: Scores, text_of_C: NDArray[np.int64], owner_C: NDArray[np.int64]
-) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    matrices: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {"dual": (scores.dual_VU, scores.dual_VU)}
-    if scores.t2v_VU is not None and scores.v2t_VU is not None:
-        matrices["reranked"] = (scores.t2v_VU, scores.v2t_VU)
-    for scoring, (t2v_VU, v2t_VU) in matrices.items():
-        table[scoring], _ = metrics.both_directions(
-            t2v_VU[:, text_of_C], v2t_VU[:, text_of_C], owner_C, config.ties, config.bootstrap, config.seed
-        )
-    return table
-
-
-def _chance(videos: int, owner_C: NDArray[np.int64]) -> dict[str, dict[str, float]]:
-    return {
-        "t2v": metrics.chance(1, videos),
-        "v2t": metrics.chance(len(owner_C) / videos, len(owner_C)),
-    }
-
-
-def _protocol(
-    config: RetrievalConfig, encoders: Encoders, found: TestSet, clips: ClipList, texts: TextTable, captions: int
-) -> dict[str, Any]:
-    """Every choice that changes a number, and the hashes of what went in."""
-    visual, text = encoders.visual, encoders.text
-    return {
-        "checkpoint": str(encoders.folder),
-        "checkpoint_digest": encoders.digest,
-        "checkpoint_step": encoders.meta.step,
-        **found.protocol,
-        "clips": len(clips.keys),
-        "captions": captions,
-        "different_texts": len(texts.texts),
-        "caption_policy": found.captions,
-        "frames": visual.frames,
-        "frame_rule": "the middle frame of each of as many equal intervals",
-        "visual": visual.model_dump(mode="json"),
-        "text": text.model_dump(mode="json"),
-        "texts_cut_at_max_tokens": texts.cut,
-        "dual_score": "mean over frames of cosines, as the inner product of the text's unit vector with the mean of "
-        "the clip's unit frame vectors (FAISS IndexFlatIP)",
-        "rerank_top": config.rerank.top,
-        "rerank_score": "match logit of class 1 in float32 for the first of each query by the dual score, both ways; "
-        "the rest keeps its dual order behind them",
-        "ties": config.ties,
-        "bootstrap": {"samples": config.bootstrap, "seed": config.seed, "level": 0.95, "over": "queries"},
-        "controls": list(config.controls),
-        "controls_seed": config.seed,
-        "precision": encoders.precision,
-        "device": str(encoders.device),
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("videomamba", "torch", "faiss-cpu", "faiss-gpu-cu12", "numpy", "transformers"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # one of the two faiss, or a checkout that is not installed
-            continue
-    return found
+    return Scores(dual_VU, made.t2v_VU, made.v2t_VU, made.pairs, temperature)

@@ -65,6 +65,25 @@ def best_ranks(scores_QG: NDArray[Any], relevant_QG: NDArray[np.bool_], ties: Ti
     return ranks_Q
 
 
+def choice_ranks(scores_VC: NDArray[Any], video_of_caption_C: NDArray[np.int64], answer_V: NDArray[np.int64]) -> Ranks:
+    """The rank (V,) of each video's right caption among its own captions: 1 where multiple choice is answered right.
+
+    `answer_V` counts a video's captions from 0. Under ties: 1 with the probability of guessing right is not a rank,
+    so the mean place is given, which is above 1 and counts as wrong.
+    """
+    ranks_V = np.empty(len(answer_V), dtype=np.float64)
+    for video, answer in enumerate(answer_V):
+        own = scores_VC[video, video_of_caption_C == video]
+        if not 0 <= answer < len(own):
+            raise UserError(
+                f"Video {video} has {len(own)} captions, and its answer is number {answer}.",
+                "Count the captions from 0, and leave none out (data.captions=all).",
+            )
+        right = np.arange(len(own)) == answer
+        ranks_V[video] = best_ranks(own[None], right[None])[0]
+    return ranks_V
+
+
 def _published_ranks(scores_QG: NDArray[Any], relevant_QG: NDArray[np.bool_]) -> Ranks:
     order = [np.argsort(row)[::-1] for row in scores_QG]
     first = [np.flatnonzero(relevant[found])[0] for found, relevant in zip(order, relevant_QG, strict=True)]
@@ -73,7 +92,7 @@ def _published_ranks(scores_QG: NDArray[Any], relevant_QG: NDArray[np.bool_]) ->
 
 def summarise(ranks_Q: Ranks, gallery: int, recalls: Sequence[int] = RECALLS) -> dict[str, float]:
     """Recalls in percent, median and mean rank, the number of queries `n` and of gallery entries."""
-    summary = {name: float(values[0]) for name, values in _measures(ranks_Q[None], recalls).items()}
+    summary = {name: float(values[0]) for name, values in measures(ranks_Q[None], recalls).items()}
     return summary | {"n": len(ranks_Q), "gallery": gallery}
 
 
@@ -102,14 +121,14 @@ def bootstrap_intervals(
     step = max(1, _DRAWN_AT_ONCE // len(ranks_Q))
     for start in range(0, samples, step):
         ranks_SQ = ranks_Q[generator.integers(0, len(ranks_Q), (min(step, samples - start), len(ranks_Q)))]
-        for name, values_S in _measures(ranks_SQ, recalls).items():
+        for name, values_S in measures(ranks_SQ, recalls).items():
             drawn.setdefault(name, []).append(values_S)
     edges = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
     intervals = {name: np.percentile(np.concatenate(parts), edges) for name, parts in drawn.items()}
     return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
 
 
-def _measures(ranks_SQ: Ranks, recalls: Sequence[int]) -> dict[str, Ranks]:
+def measures(ranks_SQ: Ranks, recalls: Sequence[int] = RECALLS) -> dict[str, Ranks]:
     """Recalls in percent, median and mean rank of each row, (S,)."""
     found = {f"R@{k}": 100.0 * (ranks_SQ <= k).mean(axis=1) for k in recalls}
     return found | {"MedR": np.median(ranks_SQ, axis=1), "MeanR": ranks_SQ.mean(axis=1)}

@@ -44,6 +44,14 @@ class Candidates(NamedTuple):
         _, texts_VK = FlatIndex(texts_UE).search(clips_VE, top)
         return cls(clips_UK, texts_VK)
 
+    @classmethod
+    def own(cls, text_of_C: Positions, owner_C: Positions, clips: int) -> "Candidates":
+        """Each clip's own captions, and nothing else: what multiple choice asks. A shorter row repeats its last."""
+        rows = [text_of_C[owner_C == clip] for clip in range(clips)]
+        longest = max(len(row) for row in rows)
+        texts_VK = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+        return cls(np.empty((int(text_of_C.max()) + 1, 0), dtype=np.int64), texts_VK)
+
     def marked(self, clips: int, texts: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which entries (V, U) are candidates, text to video and video to text."""
         t2v_VU, v2t_VU = np.zeros((clips, texts), dtype=bool), np.zeros((clips, texts), dtype=bool)

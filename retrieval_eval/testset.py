@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.errors import UserError
 from data_pipeline.schema import Kind, SampleError, Samples
 from data_pipeline.shards import CARD, Corpus
 from data_pipeline.world import DISCLAIMER
 from retrieval_eval.benchmarks import load
 from retrieval_eval.config import BenchmarkData, RetrievalData
+from retrieval_eval.embed import ClipList
 from retrieval_eval.media import BenchmarkCorpus
 
 
@@ -44,6 +48,11 @@ class TestSet:
             f"{len(self.corpus)} {self.kind}s, {found} found in {self.corpus.folder}, {len(missing)} missing"
         )
         return [head, *(f"missing {name}: {why}" for name, why in missing.items())]
+
+
+def answers(found: TestSet, clips: ClipList) -> NDArray[np.int64] | None:
+    """The right caption of each clip that could be read, (V,); None where the set is no multiple choice."""
+    return None if found.answers is None else np.array([found.answers[place] for place in clips.index], dtype=np.int64)
 
 
 def open_set(data: RetrievalData | BenchmarkData) -> TestSet:

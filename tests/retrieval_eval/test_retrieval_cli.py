@@ -29,7 +29,7 @@ def test_eval_prints_named_columns_and_leaves_the_result(videomamba: Videomamba,
     result = json.loads((config_file.parent / "out" / "result.json").read_text())
     assert set(result["results"]) == {"dual", "reranked", "controls"}
     assert sorted(path.name for path in (config_file.parent / "out").iterdir()) == [
-        "config.yaml", "embeddings", "queries.jsonl", "result.json",
+        "config.yaml", "embeddings", "queries.jsonl", "ranks.npz", "result.json", "row.md",
     ]  # fmt: skip
 
 
