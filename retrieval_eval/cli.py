@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -41,6 +41,7 @@ app.add_typer(
     evals, name="eval", help="Zero-shot retrieval: `eval CONFIG` measures, `eval compare A B` sets side by side."
 )
 
+IndexKind = Literal["flat", "hnsw", "ivfpq"]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -132,10 +133,29 @@ def embed(
     typer.echo(f"{count} clips in {out}")
 
 
+@app.command("index", epilog="Example: videomamba index shards/test index --checkpoint runs/stage2 --kind hnsw")
+def index(
+    shards: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    out: Annotated[Path, typer.Argument(help="The folder that embeddings and index go into.")],
+    checkpoint: Annotated[Path, typer.Option(help="A run or checkpoint folder of stage 2.")],
+    kind: Annotated[IndexKind, typer.Option(help="Exact, or approximate for large collections.")] = "flat",
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    workers: Annotated[int, typer.Option(help="Processes that decode.", min=0)] = 2,
+    device: Device = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Make embeddings that are there again.")] = False,
+) -> None:
+    """Embed a collection and build the index that `videomamba search` asks; killed, it goes on where it was."""
+    embed(shards, out, checkpoint, batch, workers, device, fresh)
+    from retrieval_eval.search import write_index
+
+    found = write_index(out, kind)
+    typer.echo(f"{kind} index; recall of the exact first {found.k}: {found.percent:.1f} % over {found.queries} queries")
+
+
 @app.command("search", epilog='Example: videomamba search "a red square moves left" --index index')
 def search(
     query: Annotated[str, typer.Argument(help="A sentence.")],
-    index: Annotated[Path, typer.Option(help="A folder that `videomamba embed` wrote.")],
+    index: Annotated[Path, typer.Option(help="A folder that `videomamba index` or `embed` wrote.")],
     top: Annotated[int, typer.Option(help="How many clips to show.", min=1)] = 5,
     checkpoint: Annotated[Path | None, typer.Option(help="Where the checkpoint is now, if it was moved.")] = None,
     device: Device = "auto",
@@ -145,9 +165,9 @@ def search(
         raise UserError("The query is empty.", "Give a sentence.")
     if not (index / "identity.json").is_file():
         raise UserError(f"{index} is no folder of embeddings.", "Make one with `videomamba embed`.")
-    from retrieval_eval.search import find
+    from retrieval_eval.search import Searcher
 
-    for place, hit in enumerate(find(query, index, top, checkpoint, device), start=1):
+    for place, hit in enumerate(Searcher(index, checkpoint, device).find(query, top), start=1):
         typer.echo(f"{place:>3}  {hit.score:.4f}  {hit.key}  {hit.caption}")
 
 

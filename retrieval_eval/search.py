@@ -1,19 +1,23 @@
-"""Embed a corpus once, then find clips by a sentence."""
+"""Embed a corpus once, index it exactly or approximately, then find clips by a sentence."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from configs.errors import UserError
 from data_pipeline.files import write_whole
+from retrieval_eval.approximate import Kind, Recall, build, recall, sample_rows
 from retrieval_eval.config import RetrievalData
 from retrieval_eval.embed import Tell, embed_clips, identity_of, quiet, read_clips
 from retrieval_eval.encoders import Encoders
-from retrieval_eval.index import FlatIndex
+from retrieval_eval.index import DeviceIndex, VectorIndex, Vectors, load_faiss, open_index
 from retrieval_eval.store import Store, read_identity
 from retrieval_eval.testset import open_set
 
-SOURCE = "source.json"
+SOURCE, PIECE = "source.json", "index"
+RECALL_QUERIES, RECALL_NOISE, RECALL_K = 1000, 0.2, 10
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,75 @@ def embed_corpus(
     return len(clips.keys)
 
 
-def find(query: str, index: Path, top: int = 5, checkpoint: Path | None = None, device: str = "auto") -> list[Hit]:
-    """The `top` clips of an index by their dual score with `query`, best first.
+def write_index(folder: Path, kind: Kind, seed: int = 0) -> Recall:
+    """Build the piece `index` over the vectors of a folder of embeddings, and measure its recall on some of them.
 
-    `checkpoint` says where the checkpoint is now. Raises UserError if it is not the one that made the index.
+    Queries are the collection's own vectors with noise, since no sentences belong to it. Raises UserError where the
+    collection is too small for the kind.
     """
-    identity = read_identity(index)
-    encoders = Encoders.load(checkpoint or _source(index), device)
-    if encoders.digest != identity["checkpoint"]:
+    store = _store(folder)
+    _, vectors_VE = read_clips(store)
+    built = build(kind, vectors_VE)
+    rows = sample_rows(len(vectors_VE), RECALL_QUERIES, seed)
+    noise = np.random.default_rng(seed).standard_normal((len(rows), vectors_VE.shape[1])) / vectors_VE.shape[1] ** 0.5
+    found = recall(built, vectors_VE, (vectors_VE[rows] + RECALL_NOISE * noise).astype(np.float32), RECALL_K)
+    said = {"kind": kind, "vectors": len(built), "recall": found._asdict(), "faiss": load_faiss().__version__}
+    with store.writing(PIECE) as piece:
+        (piece / "index.faiss").write_bytes(built.to_bytes())
+        (piece / "index.json").write_text(json.dumps(said, indent=2))
+    return found
+
+
+class Searcher:
+    """A folder of embeddings with the checkpoint that made it, opened once and asked often.
+
+    `checkpoint` says where the checkpoint is now. Raises UserError if it is not the one that made the embeddings.
+    """
+
+    def __init__(self, folder: Path, checkpoint: Path | None = None, device: str = "auto") -> None:
+        identity = read_identity(folder)
+        self.encoders = Encoders.load(checkpoint or _source(folder), device)
+        if self.encoders.digest != identity["checkpoint"]:
+            raise UserError(
+                f"{self.encoders.folder} is not the checkpoint that made {folder} ({self.encoders.digest}, not "
+                f"{identity['checkpoint']}).",
+                "Give --checkpoint the one that did, or embed again with --fresh.",
+            )
+        store = _store(folder)
+        self.clips, vectors_VE = read_clips(store)
+        self.kind, self.index = _open_index(store, vectors_VE, device)
+
+    def find(self, query: str, top: int = 5) -> list[Hit]:
+        """The `top` clips by their dual score with a sentence, best first."""
+        scores, rows = self.index.search(self.encoders.texts([query]).vectors_BE.cpu().numpy(), top)
+        return [
+            Hit(float(score), self.clips.keys[row], self.clips.captions[row][0], self.clips.index[row])
+            for score, row in zip(scores[0], rows[0], strict=True)
+            if row >= 0  # an approximate index may find fewer
+        ]
+
+
+def find(query: str, index: Path, top: int = 5, checkpoint: Path | None = None, device: str = "auto") -> list[Hit]:
+    """The `top` clips of a folder of embeddings for one sentence; see Searcher."""
+    return Searcher(index, checkpoint, device).find(query, top)
+
+
+def _store(folder: Path) -> Store:
+    return Store(folder, {name: value for name, value in read_identity(folder).items() if name != "format"})
+
+
+def _open_index(store: Store, vectors_VE: Vectors, device: str) -> tuple[str, VectorIndex | DeviceIndex]:
+    """The index that was built, or an exact one made now."""
+    if not store.has(PIECE, "index.faiss", "index.json"):
+        return "flat", open_index(vectors_VE, device)
+    said = json.loads(store.path(PIECE, "index.json").read_text())
+    built = VectorIndex.from_bytes(store.path(PIECE, "index.faiss").read_bytes())
+    if len(built) != len(vectors_VE):
         raise UserError(
-            f"{encoders.folder} is not the checkpoint that made {index} ({encoders.digest}, not "
-            f"{identity['checkpoint']}).",
-            "Give --checkpoint the one that did, or embed again with --fresh.",
+            f"The index in {store.folder} holds {len(built)} vectors, the embeddings {len(vectors_VE)}.",
+            "Build it again with `videomamba index`.",
         )
-    clips, vectors_VE = read_clips(Store(index, {name: value for name, value in identity.items() if name != "format"}))
-    scores, rows = FlatIndex(vectors_VE).search(encoders.texts([query]).vectors_BE.cpu().numpy(), top)
-    return [
-        Hit(float(score), clips.keys[row], clips.captions[row][0], clips.index[row])
-        for score, row in zip(scores[0], rows[0], strict=True)
-    ]
+    return str(said["kind"]), built
 
 
 def _source(index: Path) -> str:

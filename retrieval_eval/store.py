@@ -5,6 +5,7 @@
                      tokens.f16: patch tokens (V, N, D) for re-ranking, read by memory map
     clips-shuffled/  the controls, likewise
     texts/           vectors.npy (U, E), states.f32 (U, L, D), texts.json
+    index/           index.faiss, index.json: an index for searching, its kind and its recall
 
 A piece is written aside and renamed, so that an evaluation that was killed goes on with the pieces it finished.
 """

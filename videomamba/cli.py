@@ -17,6 +17,7 @@ COMMANDS = {
     "checkpoint": Entry("pretrain.cli", "Look into a checkpoint."),
     "eval": Entry("retrieval_eval.cli", "Zero-shot retrieval of a checkpoint, with its controls."),
     "embed": Entry("retrieval_eval.cli", "Embed clips or texts with a checkpoint or an exported encoder."),
+    "index": Entry("retrieval_eval.cli", "Embed a collection and build the index that search asks."),
     "search": Entry("retrieval_eval.cli", "Find clips by a sentence in a folder of embeddings."),
     "export": Entry("retrieval_eval.cli", "Write the video and text encoders as folders that load elsewhere."),
     "doctor": Entry("videomamba.doctor", "What this machine can run, and the command that mends the rest.", "doctor"),

@@ -1,6 +1,7 @@
 """Finding clips by a sentence: the order of the dual score, and the checkpoint that made the index or none."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from configs.errors import UserError
 from data_pipeline.loader import EvalLoader
+from retrieval_eval.approximate import build
 from retrieval_eval.encoders import Encoders
-from retrieval_eval.search import embed_corpus, find
+from retrieval_eval.search import Searcher, embed_corpus, find, write_index
 from retrieval_eval.store import RowWriter, Store, read_rows
 
 
@@ -46,6 +48,24 @@ def test_an_index_whose_checkpoint_moved_says_so(index: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="holds no checkpoint"):
         find("red", index, device="cpu")
     assert find("red", index, 1, Path(said["checkpoint"]), "cpu")[0].key.startswith("clip")
+
+
+def test_an_index_that_was_built_is_asked_and_says_its_recall(index: Path, run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(index, folder)
+    before = find("a red square", folder, 13, run_folder, "cpu")
+    assert Searcher(folder, run_folder, "cpu").kind == "flat"
+    found = write_index(folder, "hnsw")
+    assert (found.percent, found.queries) == (100.0, 13), "a graph of 13 vectors misses none"
+    searcher = Searcher(folder, run_folder, "cpu")
+    assert searcher.kind == "hnsw"
+    assert searcher.find("a red square", top=13) == before
+    assert json.loads((folder / "index/index.json").read_text())["recall"]["percent"] == 100.0
+    with pytest.raises(UserError, match="13 vectors are too few"):
+        write_index(folder, "ivfpq")
+    (folder / "index/index.faiss").write_bytes(build("hnsw", np.eye(4, 16, dtype=np.float32)).to_bytes())
+    with pytest.raises(UserError, match="holds 4 vectors, the embeddings 13"):
+        Searcher(folder, run_folder, "cpu")
 
 
 def test_rows_survive_and_a_cut_file_is_refused(tmp_path: Path) -> None:
