@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from configs.errors import UserError
 from data_pipeline.clips import Augment, ClipSource, Draws, Meta
-from data_pipeline.config import CaptionRule, FrameRuleName
+from data_pipeline.config import CaptionRule, FrameConfig
 from data_pipeline.draws import derive
-from data_pipeline.frames import choose, middle_indices, shuffled_order
+from data_pipeline.frames import choose, middle_of, shuffled_order
 from data_pipeline.order import BatchPlan, substitute
 from data_pipeline.preprocess import VisualPreprocess
 from data_pipeline.schema import Kind, LossReason, SampleError
@@ -124,7 +124,7 @@ class TrainBatches(Dataset[Any]):
         sources: Sequence[ClipSource],
         augments: Sequence[Augment],
         sizes: Sequence[int],
-        rule: FrameRuleName,
+        rule: FrameConfig,
         caption: CaptionRule,
     ) -> None:
         self.sources = list(sources)
@@ -205,7 +205,9 @@ class EvalBatches(Dataset[Any]):
         visual = self.source.visual
         meta = self.source.meta(index)
         seed = derive(self.seed, "eval", index)
-        frames = self.source.frames(index, lambda n: middle_indices(n, visual.frames))
+        frames = self.source.frames(
+            index, lambda n, seconds: middle_of(n, seconds, visual.frames, visual.first_seconds)
+        )
         frames = to_square(frames, visual.image_size, visual.resize, visual.interpolation)
         if self.control == "shuffled":
             frames = frames[torch.from_numpy(shuffled_order(len(frames), seed))]

@@ -16,14 +16,14 @@ from data_pipeline.config import CaptionRule
 from data_pipeline.decode import decode_image, decode_video
 from data_pipeline.draws import uniform_np
 from data_pipeline.frame_cache import FrameCache
-from data_pipeline.frames import spread_indices
+from data_pipeline.frames import spread_indices, within_seconds
 from data_pipeline.preprocess import VisualPreprocess
 from data_pipeline.schema import Kind, LossReason, SampleError, Samples
 from data_pipeline.transforms import CROP_DRAWS, crop_box, crop_to_square, from_decoder, to_square
 
 REMEMBERED = 20_000  # samples whose captions a process keeps, about a kilobyte each
 
-Choose = Callable[[int], npt.NDArray[Any]]
+Choose = Callable[[int, float], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,24 @@ class ClipSource:
     def frames(self, index: int, choose: Choose) -> Tensor:
         """The chosen frames, uint8 (T, C, H, W): squares of the preprocessing's size from a cache, else as decoded.
 
-        `choose` maps the number of frames there are (in the cache, or in the clip) to sorted indices.
+        `choose` maps the number of frames there are (in the cache, or in the clip) and the seconds they last (0 in
+        the cache, which holds no more than the first seconds that are asked for) to sorted indices.
         """
         if self.cache is None:
             return self._decode(index, choose)
         held = self.cache.get(index)
         if held is None:
             held = self._fill(self.cache, index)
-        return from_decoder(held[choose(len(held))])
+        return from_decoder(held[choose(len(held), 0.0)])
 
     def _fill(self, cache: FrameCache, index: int) -> npt.NDArray[np.uint8]:
         try:
-            decoded = self._decode(index, lambda n: spread_indices(n, cache.spec.frames))
+            decoded = self._decode(
+                index,
+                lambda n, seconds: spread_indices(
+                    within_seconds(n, seconds, cache.spec.first_seconds), cache.spec.frames
+                ),
+            )
         except SampleError as error:
             cache.put_lost(index, error.reason)
             raise

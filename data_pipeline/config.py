@@ -12,7 +12,18 @@ from configs.loader import Frozen
 from data_pipeline.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation, ResizeRule, Triple, VisualPreprocess
 
 Kind = Literal["video", "image"]
-FrameRuleName = Literal["uniform", "middle", "single"]
+FrameRuleName = Literal[
+    "uniform",
+    "middle",
+    "single",
+    "dense",
+    "fps",
+    "released_random",
+    "released_tsn",
+    "released_sparse",
+    "released_fps",
+]
+TIMED_RULES = ("dense", "fps", "released_fps")  # these ask for frames at a pace, which a cache of a few cannot give
 Tail = Literal["drop", "wrap"]
 CaptionRule = Literal["random", "first"]
 
@@ -53,11 +64,16 @@ class CorpusConfig(Frozen):
 class FrameConfig(Frozen):
     """Which frames of a clip: `count` equal intervals, with a random frame of each (uniform) or the middle one.
 
-    "single" draws one frame and repeats it `count` times: a control that sees no motion.
+    "dense" takes every `stride`-th frame and "fps" `fps` a second, both from a random start; the "released" rules
+    are the release's own (data_pipeline/frames.py says how they differ). "single" draws one frame and repeats it
+    `count` times: a control that sees no motion. `first_seconds` looks no further into a clip, in evaluations too.
     """
 
     count: int = Field(8, ge=1)
     rule: FrameRuleName = "uniform"
+    stride: int = Field(4, ge=1)
+    fps: float = Field(2.0, gt=0)
+    first_seconds: float | None = Field(None, gt=0)
 
 
 class DataConfig(Frozen):
@@ -101,6 +117,7 @@ class DataConfig(Frozen):
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
+            first_seconds=self.frames.first_seconds,
         )
 
     @model_validator(mode="after")
@@ -143,5 +160,10 @@ class DataConfig(Frozen):
             raise ValueError(
                 f"cache_frames is {self.cache_frames}, fewer than the {self.frames.count} frames of a clip. "
                 f"Use {2 * self.frames.count} or so."
+            )
+        if self.cache is not None and self.frames.rule in TIMED_RULES:
+            raise ValueError(
+                f"frames.rule is {self.frames.rule}, which needs a clip's frames at their own pace, and data.cache "
+                "keeps a few evenly spaced ones. Use frames.rule=uniform, or cache=null."
             )
         return self

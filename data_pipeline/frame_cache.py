@@ -52,11 +52,14 @@ class CacheSpec:
     size: int
     resize: str
     interpolation: str
+    first_seconds: float | None = None
 
     @property
     def key(self) -> str:
         """The name of the file: 24 hex digits of everything that shapes its content."""
         tree = {"version": VERSION, **self.__dict__}
+        if self.first_seconds is None:  # younger than the first files, whose names stay
+            del tree["first_seconds"]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:24]
 
     @property

@@ -108,7 +108,7 @@ class TrainLoader:
             for source, item in zip(sources, config.train, strict=True)
         ]
         sizes = [len(corpus) for corpus in corpora]
-        self._batches = TrainBatches(sources, augments, sizes, config.frames.rule, config.caption)
+        self._batches = TrainBatches(sources, augments, sizes, config.frames, config.caption)
 
     @property
     def lost(self) -> Counter[LossReason]:
@@ -244,6 +244,7 @@ def _source(corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: str | 
             size=visual.image_size,
             resize=visual.resize,
             interpolation=visual.interpolation,
+            first_seconds=visual.first_seconds,
         )
         kept = FrameCache(Path(cache), spec)
     return ClipSource(corpus, kind, visual, kept)

@@ -29,11 +29,14 @@ ResizeRule = Literal["stretch", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 
+_LATER: dict[str, object] = {"first_seconds": None}  # fields younger than the first exports, and their defaults
+
+
 class VisualPreprocess(Frozen):
     """How a clip becomes the tensor a vision tower sees.
 
     `resize` is "stretch" (straight to a square, as the release tests) or "crop" (short side, then the centre);
-    `mean` and `std` are those of pixels in 0..1.
+    `mean` and `std` are those of pixels in 0..1. `first_seconds` looks no further into a clip (null: all of it).
     """
 
     frames: int = Field(8, ge=1)
@@ -42,11 +45,13 @@ class VisualPreprocess(Frozen):
     interpolation: Interpolation = "bicubic"
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
+    first_seconds: float | None = Field(None, gt=0)
 
     @property
     def digest(self) -> str:
-        """16 hex digits that name this value."""
-        return digest(self)
+        """16 hex digits that name this value; fields that came later count where they are set, so old names stay."""
+        tree = self.model_dump(mode="json")
+        return digest({key: value for key, value in tree.items() if key not in _LATER or value != _LATER[key]})
 
     def normalise(self, frames_BCTHW: "Tensor", dtype: "torch.dtype | None" = None) -> "Tensor":
         """uint8 pixels (B, C, T, H, W) to normalised floats of `dtype` (float32 by default), on the same device."""

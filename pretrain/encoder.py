@@ -23,7 +23,7 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.loader import validate
 from data_pipeline.decode import decode_video
-from data_pipeline.frames import middle_indices
+from data_pipeline.frames import middle_indices, middle_of
 from data_pipeline.preprocess import TextPreprocess, VisualPreprocess
 from data_pipeline.schema import SampleError
 from data_pipeline.transforms import from_decoder, to_square
@@ -66,7 +66,10 @@ class VideoEncoder:
 
     def _decode(self, path: str | Path) -> NDArray[np.uint8]:
         try:
-            return decode_video(Path(path).read_bytes(), lambda n: middle_indices(n, self._count(n)))
+            return decode_video(
+                Path(path).read_bytes(),
+                lambda n, seconds: middle_of(n, seconds, self._count(n), self.visual.first_seconds),
+            )
         except (OSError, SampleError) as error:
             raise UserError(f"{path} cannot be read as a clip: {error}.", "Give another file.") from error
 

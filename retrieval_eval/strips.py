@@ -108,7 +108,7 @@ def clip_frames(corpus: Corpus, index: int, count: int = FRAMES) -> NDArray[np.u
     kind: Kind = "image" if corpus.read_meta(index).get("media") == "image" else "video"
     source = ClipSource(corpus, kind, VisualPreprocess(frames=count))
     try:
-        frames_TCHW = source.frames(index, lambda n: middle_indices(n, min(n, count)))
+        frames_TCHW = source.frames(index, lambda n, _: middle_indices(n, min(n, count)))
     except SampleError:
         return np.full((1, 8, 8, 3), 128, dtype=np.uint8)
     frames: NDArray[np.uint8] = frames_TCHW.permute(0, 2, 3, 1).numpy()

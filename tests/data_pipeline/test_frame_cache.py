@@ -47,6 +47,7 @@ def test_any_other_corpus_or_preprocessing_is_another_file(tmp_path):
         "size": 9,
         "resize": "crop",
         "interpolation": "bilinear",
+        "first_seconds": 30.0,
     }
     assert set(changes) == set(SPEC.__dict__), "a new field needs a line here"
     keys = {SPEC.key} | {CacheSpec(**{**SPEC.__dict__, name: value}).key for name, value in changes.items()}

@@ -323,7 +323,7 @@ def test_evaluation_is_in_order_by_middle_frames_without_the_lost_clip(clip_corp
     assert [i for batch in batches for i in batch.index.tolist()] == [i for i in range(60) if i != BAD]
     assert loader.lost == {LossReason.NOT_MEDIA: 1}
     sample = Corpus.open(clip_corpus).read(33)
-    decoded = from_decoder(decode_video(sample.media, lambda n: middle_indices(n, 4)))
+    decoded = from_decoder(decode_video(sample.media, lambda n, _: middle_indices(n, 4)))
     expected = to_square(decoded, 16, "stretch", "bicubic").transpose(0, 1)
     row = batches[2].index.tolist().index(33)
     assert torch.equal(batches[2].frames[row], expected)

@@ -8,6 +8,7 @@ from configs.errors import ConfigError, UserError
 from configs.loader import validate
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.draws import uniform_np
+from data_pipeline.frame_cache import CacheSpec
 from data_pipeline.preprocess import CLIP_MEAN, CLIP_STD, TextPreprocess, VisualPreprocess, clean_caption, require_same
 from data_pipeline.torchvision_shim import ensure_torchvision
 from data_pipeline.transforms import CROP_DRAWS, crop_box, crop_to_square, from_decoder, to_square
@@ -34,11 +35,22 @@ def test_a_digest_names_every_field():
         "interpolation": "bilinear",
         "mean": (0, 0, 0),
         "std": (1, 1, 1),
+        "first_seconds": 30.0,
     }
     assert set(changes) == set(VisualPreprocess.model_fields), "a new field needs a line here"
     digests = {base.digest} | {base.model_copy(update={key: value}).digest for key, value in changes.items()}
     assert len(digests) == len(changes) + 1
     assert VisualPreprocess().digest == base.digest
+
+
+def test_names_given_before_a_field_was_added_stay():
+    """Exports, indexes and checkpoints hold these: taken before `first_seconds` came."""
+    assert VisualPreprocess().digest == "5fef61a15d34045f"
+    demo = VisualPreprocess(
+        frames=4, image_size=96, resize="crop", interpolation="bilinear", mean=CLIP_MEAN, std=CLIP_STD
+    )
+    assert demo.digest == "5d8c035645db8226"
+    assert CacheSpec("abc", 40, 16, 96, "stretch", "bicubic").key == "640d1a03d4659f1768667004"
 
 
 def test_a_mismatch_is_refused_by_name():
@@ -149,6 +161,7 @@ CORPUS = {"path": "x"}
         ({"train": [{**CORPUS, "group_by": ["a"]}]}, ["group_size", "2 or more"]),
         ({"train": [CORPUS, {**CORPUS, "weight": 2}]}, ["1 of 2 corpora", "every corpus"]),
         ({"train": [CORPUS], "cache": "c", "cache_frames": 4}, ["cache_frames is 4", "8 frames"]),
+        ({"train": [CORPUS], "cache": "c", "frames": {"rule": "dense"}}, ["dense", "data.cache", "cache=null"]),
     ],
 )
 def test_a_wrong_data_config_is_told_with_its_cure(tree, words):
