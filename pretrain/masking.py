@@ -12,14 +12,14 @@ Every draw belongs to its sample's seed, so a mask does not depend on the batch 
 A count is `int(ratio * n)` as released. Source: reference 2.4; arXiv 2403.06977, figure 4 and table 5.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from data_pipeline import draws
+from pretrain.config import MaskKind
 
-MaskKind = Literal["random", "tube", "clip_row", "frame_row", "attention"]
 Grid = tuple[int, int, int]
 TINY = 1e-20
 

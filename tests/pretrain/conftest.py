@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_iter
 
 from configs.loader import validate
 from pretrain.config import PretrainConfig
+from pretrain.models.config import VisionConfig
+from pretrain.models.videomamba import VideoMamba
 
 ROOT = Path(__file__).parents[2]
 SIDE, CLIPS, IMAGES, FRAMES = 32, 24, 12, 4
@@ -157,6 +159,35 @@ def stage2_tree(stage1_tree: dict[str, Any], corpora: dict[str, str]) -> dict[st
             "train": [{"path": corpora["video"]}, {"path": corpora["image"], "kind": "image"}],
         },
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_vision() -> Callable[..., VisionConfig]:
+    """`small_vision(**options)`: a small encoder's config, with tubelets."""
+    sizes = {"depth": 2, "width": 32, "patch_size": 8, "tubelet": 2, "frames": 4, "image_size": 32, "d_state": 4}
+    return lambda **options: VisionConfig(**sizes | options)
+
+
+@pytest.fixture(scope="session")
+def encoder(small_vision: Callable[..., VisionConfig]) -> Callable[..., VideoMamba]:
+    """`encoder(**options)`: such an encoder in eval mode, the same at every call."""
+
+    def build(**options: Any) -> VideoMamba:
+        torch.manual_seed(0)
+        model = VideoMamba(small_vision(**options))
+        # Zeros at the start would hide a temporal embedding or a cls token that is never added.
+        torch.nn.init.normal_(model.cls_token)
+        if model.temporal_pos_embedding is not None:
+            torch.nn.init.normal_(model.temporal_pos_embedding)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def clip() -> torch.Tensor:
+    """Three normalised clips that fit it, (3, 3, 4, 32, 32)."""
+    return torch.randn(3, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")

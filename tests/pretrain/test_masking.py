@@ -1,11 +1,16 @@
 """The five masks: exact counts, order, what each hides together, and that a mask is its sample's own."""
 
+from typing import get_args
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pretrain.config import MaskKind
 from pretrain.masking import visible_count, visible_indices
 
-KINDS = ["random", "tube", "clip_row", "frame_row", "attention"]
+KINDS = list(get_args(MaskKind))
 GRID = (8, 14, 14)
 COUNTS = {"random": 314, "tube": 320, "clip_row": 336, "frame_row": 336, "attention": 320}
 
@@ -35,14 +40,32 @@ def test_counts_order_and_cls(kind):
     assert index.max() <= 8 * 14 * 14
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("grid", [(1, 14, 14), (2, 4, 4), (3, 5, 7)])
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.75])
-def test_any_grid(kind, grid, ratio):
-    index = draw(kind, [7, 8], grid, ratio)
-    assert index.shape == (2, 1 + visible_count(kind, grid, ratio))
+@given(
+    kind=st.sampled_from(KINDS),
+    grid=st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 7)),
+    ratio=st.floats(0, 0.95),
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=3),
+)
+def test_any_grid_ratio_and_seed(kind, grid, ratio, seeds):
+    """Images (one frame), frames that are no squares, and tubelets, whose frames are fewer, are grids like others."""
+    T, H, W = grid
+    hidden = {
+        "random": int(ratio * T * H * W), "tube": T * int(ratio * H * W), "attention": T * int(ratio * H * W),
+        "clip_row": T * int(ratio * H) * W, "frame_row": T * int(ratio * H) * W,
+    }[kind]  # fmt: skip
+    index = draw(kind, seeds, grid, ratio)
+    assert index.shape == (len(seeds), 1 + T * H * W - hidden)
+    assert not index[:, 0].any()
     assert (index.diff(dim=1) > 0).all()
-    assert index.max() <= grid[0] * grid[1] * grid[2]
+    assert index.max() <= T * H * W
+    seen = patches(kind, seeds, grid, ratio)
+    if kind == "tube":
+        assert (seen == seen[:, :1]).all()
+    if kind.endswith("row"):
+        assert (seen == seen[..., :1]).all()
+    if kind in ("frame_row", "attention", "tube"):
+        counts = seen.sum((2, 3))
+        assert (counts == counts[:, :1]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,6 +111,38 @@ def test_attention_draws_without_replacement_in_proportion():
     expected = torch.stack([w[i] + sum(w[j] * w[i] / (1 - w[j]) for j in range(4) if j != i) for i in range(4)])
     two = patches("attention", range(4000), (1, 2, 2), 0.5, weight).flatten(1).float().mean(0)
     assert torch.allclose(two, expected, atol=0.03)
+
+
+def test_attention_draws_as_the_released_sampler_does():
+    """How often each patch is seen, beside torch.multinomial without replacement; every frame by its own weights."""
+    weight = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) ** 3
+    ours = patches("attention", range(8000), (3, 4, 5), 0.7, weight.expand(8000, -1, -1)).flatten(2).float().mean(0)
+    generator = torch.Generator().manual_seed(1)
+    for frame in range(3):
+        chosen = torch.multinomial(weight[frame].expand(8000, -1), 6, generator=generator)
+        theirs = torch.zeros(8000, 20).scatter(1, chosen, 1.0).mean(0)
+        assert (ours[frame] - theirs).abs().max() < 0.03  # five standard deviations of the difference
+        assert theirs.max() - theirs.min() > 0.5
+
+
+def test_only_the_proportions_of_attention_matter():
+    weight = torch.rand(4, 2, 16, generator=torch.Generator().manual_seed(0))
+    assert draw("attention", range(4), (2, 4, 4), 0.5, weight).equal(
+        draw("attention", range(4), (2, 4, 4), 0.5, weight * 1024)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_device_does_not_matter(kind):
+    weight = torch.rand(64, 8, 196, generator=torch.Generator().manual_seed(0))
+    seeds = torch.arange(64)
+    given_weight = weight if kind == "attention" else None
+    there = None if given_weight is None else given_weight.cuda()
+    found = visible_indices(kind, seeds.cuda(), GRID, 0.8, there)
+    assert found.device.type == "cuda"
+    assert found.cpu().equal(visible_indices(kind, seeds, GRID, 0.8, given_weight))
 
 
 def test_patches_without_attention_come_last():
