@@ -64,8 +64,8 @@ class Encoders:
         tokenizer = load_tokenizer(folder / "tokenizer")
         return cls(model, preprocess.visual, preprocess.text, tokenizer, folder, read_meta(folder), place, precision)
 
-    def reading(self, max_tokens: int, clean: TextRule | None) -> "Encoders":
-        """The same encoders with a test set's own token limit (and cleaning, unless None).
+    def reading(self, max_tokens: int, clean: TextRule | None, first_seconds: float | None) -> "Encoders":
+        """The same encoders with a test set's own token limit (and cleaning, and part of a clip, unless None).
 
         Raises UserError for more tokens than the text tower has positions.
         """
@@ -77,7 +77,8 @@ class Encoders:
                 f"Give data.max_tokens={most}, and say so beside the number.",
             )
         text = self.text.model_copy(update={"max_tokens": max_tokens, "clean": clean or self.text.clean})
-        return replace(self, text=text)
+        visual = self.visual.model_copy(update={"first_seconds": first_seconds or self.visual.first_seconds})
+        return replace(self, text=text, visual=visual)
 
     @property
     def digest(self) -> str:

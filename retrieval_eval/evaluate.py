@@ -117,7 +117,7 @@ def _open(config: RetrievalConfig) -> tuple[TestSet, Encoders]:
     found = open_set(config.data)
     encoders = Encoders.load(config.checkpoint, config.device, config.precision)
     if isinstance(config.data, BenchmarkData):
-        encoders = encoders.reading(config.data.max_tokens, config.data.clean)
+        encoders = encoders.reading(config.data.max_tokens, config.data.clean, config.data.first_seconds)
     if config.rerank.top:
         PairScorer(encoders.model)  # refuses a model that cannot, before the work
     return found, encoders

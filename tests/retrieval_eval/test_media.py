@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from configs.errors import UserError
 from configs.loader import validate
+from data_pipeline.decode import decode_video
 from data_pipeline.schema import LossReason, SampleError
 from data_pipeline.shards import Corpus
 from retrieval_eval.benchmarks import Entry
 from retrieval_eval.config import RetrievalConfig
 from retrieval_eval.embed import read_clips
+from retrieval_eval.encoders import Encoders
 from retrieval_eval.evaluate import evaluate
 from retrieval_eval.media import BenchmarkCorpus, match
 from retrieval_eval.store import Store, read_identity
@@ -92,6 +95,18 @@ def test_the_sets_token_limit_decides_and_is_bounded_by_the_model(
     assert not np.allclose(texts[0], texts[1])
     with pytest.raises(UserError, match="up to 77 tokens, the checkpoint's text tower 32"):
         evaluate(config(run_folder, folder, folder, tmp_path / "too_long", max_tokens=77))
+
+
+def test_only_the_first_seconds_are_seen(run_folder: Path, folder: Path, tmp_path: Path) -> None:
+    """The clips last 1.5 s at 8 frames a second; of half a second there are four frames, all of which are seen."""
+    evaluate(config(run_folder, folder, folder, tmp_path / "whole"))
+    evaluate(config(run_folder, folder, folder, tmp_path / "part", first_seconds=0.5))
+    whole, part = (np.load(tmp_path / name / "embeddings/clips/vectors.npy") for name in ("whole", "part"))
+    assert not np.allclose(whole, part)
+    encoders = Encoders.load(run_folder, "cpu")
+    file = decode_video((folder / "clip001.mp4").read_bytes(), lambda n, seconds: np.arange(4))
+    frames = torch.from_numpy(file).permute(3, 0, 1, 2)[None]
+    assert np.allclose(encoders.clips(frames).vectors_BE.numpy()[0], part[1], atol=1e-5)
 
 
 def test_a_changed_file_is_another_corpus(run_folder: Path, folder: Path, tmp_path: Path) -> None:
