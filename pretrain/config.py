@@ -64,7 +64,7 @@ class ContrastiveConfig(Frozen):
 
 
 class MatchingConfig(Frozen):
-    """Does this caption belong to this video? Negatives are hard ones of this rank, or of all ranks.
+    """Does this caption belong to this video? Negatives are hard ones of this rank's micro-batch, or of all.
 
     `hardness` scales the scores that negatives are drawn by: 1 as released, 0 draws them evenly. Where a batch has
     near doubles, the hardest alone would be seen at 1, and nothing learned of what tells other pairs apart.
@@ -282,23 +282,24 @@ def check_world(config: PretrainConfig, ranks: int) -> None:
                 f"micro_batch: a rank's {share} {kind}s do not divide by {micro}.",
                 f"Use {max(n for n in range(1, micro + 1) if share % n == 0)}, or leave micro_batch out.",
             )
-        if config.task == "stage2" and micro != share:
-            raise ConfigError(
-                f"micro_batch: stage2 takes a rank's {share} {kind}s at once, not {micro}, "
-                "because its contrastive loss needs the whole batch.",
-                "Leave micro_batch out, or use more ranks.",
-            )
-        every = config.losses.mlm.every
-        if config.task == "stage2" and config.losses.mlm.weight and share % every:
-            raise ConfigError(
-                f"losses.mlm.every: a rank's {share} {kind}s do not divide by {every}.",
-                f"Use {max(n for n in range(1, every + 1) if share % n == 0)}, or other numbers of ranks and samples.",
-            )
-        if config.task == "stage2" and config.losses.matching.weight and share < 2:
-            raise ConfigError(
-                f"{key}: a rank's slice is {share} {kind}, but losses.matching needs a negative beside it.",
-                f"Use a batch of {2 * ranks} or more, or losses.matching.weight=0.",
-            )
+        if config.task == "stage2":
+            _check_stage2(config, key, kind, micro, batch)
+
+
+def _check_stage2(config: PretrainConfig, key: str, kind: str, micro: int, batch: int) -> None:
+    """What stage 2 asks of the `micro` samples of a `batch` that a rank has in memory together."""
+    every, matching = config.losses.mlm.every, config.losses.matching
+    if config.losses.mlm.weight and micro % every:
+        raise ConfigError(
+            f"losses.mlm.every: the {micro} {kind}s that a rank takes at once do not divide by {every}.",
+            f"Use {max(n for n in range(1, every + 1) if micro % n == 0)}, or other numbers of ranks and samples.",
+        )
+    beside = batch if matching.negatives == "global" else micro
+    if matching.weight and beside < 2:
+        raise ConfigError(
+            f"{key}: a rank takes {micro} {kind} at once, but losses.matching needs a negative beside it.",
+            f"Use a batch of {2 * batch} or more, losses.matching.negatives=global, or losses.matching.weight=0.",
+        )
 
 
 def check_inputs(config: PretrainConfig) -> None:

@@ -95,6 +95,11 @@ def gather_rows(rows_BE: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def own_rows(gathered: Tensor, rows: int) -> Tensor:
+    """This rank's part of what was gathered from `rows` rows of every rank."""
+    return gathered[rank() * rows : (rank() + 1) * rows]
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order; for small things such as names and counters."""
     if world_size() == 1:
@@ -125,6 +130,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
-        total = all_reduce_sum(gradients[0].contiguous())
-        rows: int = ctx.rows  # type: ignore[attr-defined]
-        return total[rank() * rows : (rank() + 1) * rows]
+        return own_rows(all_reduce_sum(gradients[0].contiguous()), ctx.rows)  # type: ignore[attr-defined]

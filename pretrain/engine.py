@@ -7,6 +7,7 @@ gradient only to reduce it with nobody.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +28,9 @@ class _Trained(nn.Module):
         self.model = task.model
         self._losses = task.losses
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, known: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the task's losses, and each of them without gradient."""
-        losses = {name: loss.float() for name, loss in self._losses(batch).items()}
+        losses = {name: loss.float() for name, loss in self._losses(batch, known).items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -56,6 +57,7 @@ class Engine:
 
     def __init__(self, config: PretrainConfig, task: Task, ranks: int) -> None:
         optim = config.optim
+        self.task, self.rounds = task, config.precision == "bf16"
         self.stage, self.micro, self.limit = config.zero_stage, config.micro_batch, optim.clip_norm
         optimizer = Optimizer(task.parameter_groups(), optim.betas, optim.eps, optim.momentum)
         self.deepspeed, *_ = quiet_deepspeed().initialize(
@@ -73,11 +75,11 @@ class Engine:
         """Gradients of this rank's batch, a micro-batch at a time, reduced over ranks; this rank's mean losses."""
         micro = self.micro or len(batch)
         parts = len(batch) // micro
+        pieces = [batch] if parts == 1 else [batch.part(n * micro, (n + 1) * micro) for n in range(parts)]
         sums: dict[str, Tensor] = {}
-        for number in range(parts):
+        for number, (piece, known) in enumerate(zip(pieces, self._survey(pieces), strict=True)):
             self.deepspeed.set_gradient_accumulation_boundary(number == parts - 1)
-            piece = batch if parts == 1 else batch.part(number * micro, (number + 1) * micro)
-            loss, losses = self.deepspeed(piece)
+            loss, losses = self.deepspeed(piece, known)
             self.deepspeed.backward(loss / parts, scale_wrt_gas=False)
             for name, value in losses.items():
                 sums[name] = sums[name] + value / parts if name in sums else value / parts
@@ -86,6 +88,14 @@ class Engine:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
         return sums
+
+    def _survey(self, pieces: Sequence[Batch]) -> Sequence[Any]:
+        """What the task's micro-batches have to know of one another; nothing where there is one alone."""
+        if len(pieces) == 1:
+            return [None]
+        # No cache of rounded weights: one made where no graph is wanted would be found where one is.
+        with torch.autocast(self.deepspeed.device.type, torch.bfloat16, enabled=self.rounds, cache_enabled=False):
+            return self.task.survey(pieces)
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole reduced gradient before clipping, a scalar, the same on every rank."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.losses.precision import exact
+
 AlignmentKind = Literal["l2", "mse", "smooth_l1"]
 
 
@@ -26,8 +28,8 @@ def alignment_loss(student_BVC: Tensor, teacher_BVC: Tensor, kind: AlignmentKind
     if student_BVC.shape != teacher_BVC.shape:
         raise ValueError(f"student {tuple(student_BVC.shape)} and teacher {tuple(teacher_BVC.shape)} differ in shape")
     with torch.autocast(student_BVC.device.type, enabled=False):
-        student = F.normalize(student_BVC.float(), dim=-1)
-        teacher = F.normalize(teacher_BVC.detach().float(), dim=-1)
+        student = F.normalize(exact(student_BVC), dim=-1)
+        teacher = F.normalize(exact(teacher_BVC.detach()), dim=-1)
         if kind == "l2":
             return (2 - 2 * (student * teacher).sum(-1)).mean()
         if kind == "mse":

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.losses.precision import exact
+
 
 def similarity(video_BFE: Tensor, text_GE: Tensor) -> Tensor:
     """Mean over a clip's vectors of the cosine to each text, (B, G) float32; inputs are unit vectors.
@@ -19,17 +21,17 @@ def similarity(video_BFE: Tensor, text_GE: Tensor) -> Tensor:
     The mean of inner products is the inner product with the mean vector, which is also what the index stores.
     """
     with torch.autocast(video_BFE.device.type, enabled=False):
-        return mean_vector(video_BFE) @ text_GE.float().T
+        return mean_vector(video_BFE) @ exact(text_GE).T
 
 
 def mean_vector(video_BFE: Tensor) -> Tensor:
     """One vector a clip, (B, E) float32, of its unit vectors; (B, E) passes through. Not normalised again."""
-    return video_BFE.float().mean(1) if video_BFE.dim() == 3 else video_BFE.float()
+    return exact(video_BFE).mean(1) if video_BFE.dim() == 3 else exact(video_BFE)
 
 
-def soft_targets(identity_B: Tensor, all_identity_G: Tensor) -> Tensor:
-    """Row-normalised equality of identities, (B, G) float32."""
-    same_BG = (identity_B[:, None] == all_identity_G[None, :]).float()
+def soft_targets(identity_B: Tensor, all_identity_G: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Row-normalised equality of identities, (B, G)."""
+    same_BG = (identity_B[:, None] == all_identity_G[None, :]).to(dtype)
     return same_BG / same_BG.sum(1, keepdim=True)
 
 
@@ -48,9 +50,9 @@ def contrastive_loss(
     the gather does. Alone, a rank passes its own features twice. The mean of equal ranks' losses is the loss
     of the global batch.
     """
-    target_BG = soft_targets(identity_B, all_identity_G)
-    scale = 1 / temp.float().reshape(())
+    scale = 1 / exact(temp).reshape(())
     to_text_BG = similarity(video_BFE, all_text_GE) * scale
+    target_BG = soft_targets(identity_B, all_identity_G, to_text_BG.dtype)
     with torch.autocast(video_BFE.device.type, enabled=False):
-        to_video_BG = text_BE.float() @ mean_vector(all_video_GFE).T * scale
+        to_video_BG = exact(text_BE) @ mean_vector(all_video_GFE).T * scale
         return (F.cross_entropy(to_text_BG, target_BG) + F.cross_entropy(to_video_BG, target_BG)) / 2

@@ -13,6 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline import draws
+from pretrain.losses.precision import exact
+
+
+def has_negative(identity_B: Tensor, all_identity_G: Tensor) -> Tensor:
+    """Whether a row has a candidate of another medium, (B,) bool."""
+    return (identity_B[:, None] != all_identity_G[None, :]).any(1)
 
 
 def hard_negatives(
@@ -42,7 +48,7 @@ def matching_loss(
     Logits are (no match, match): of (clip, text), of (hard clip, text) and of (clip, hard text). Rows where
     `has_video_B` or `has_text_B` is false have no such negative; None means that all have.
     """
-    logits = torch.cat([positive_B2, hard_video_B2, hard_text_B2]).float()
+    logits = exact(torch.cat([positive_B2, hard_video_B2, hard_text_B2]))
     everywhere = torch.ones(len(positive_B2), dtype=torch.bool, device=logits.device)
     label = torch.cat([everywhere, ~everywhere, ~everywhere]).long()
     counted = torch.cat([everywhere, *(everywhere if has is None else has for has in (has_video_B, has_text_B))])

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline import draws
+from pretrain.losses.precision import exact
 
 IGNORED = -100
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
@@ -52,6 +53,6 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Logits are (..., vocab) for labels (...): all words with -100 where nothing is asked, or the asked ones
     alone. Divide by the count of the global batch, and by at least 1: a text may have no hidden word.
     """
-    flat, wanted = logits.float().flatten(0, -2), labels.flatten()
+    flat, wanted = exact(logits).flatten(0, -2), labels.flatten()
     total = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="sum")
     return total, (wanted != IGNORED).sum().float()

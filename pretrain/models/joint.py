@@ -54,6 +54,10 @@ class JointModel(nn.Module):
             # Scores that rank 128 candidates must not tie, as they do in bf16.
             return F.linear(fused_BLD[:, 0].float(), self.itm_head.weight.float(), self.itm_head.bias.float())
 
+    def judges(self) -> list[nn.Parameter]:
+        """The parameters that `match_logits` reads: those of the fusion layers and of the matching head."""
+        return [*self.text_encoder.fusion_layers().parameters(), *self.itm_head.parameters()]
+
     def mlm_logits(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, vision_BVD: Tensor, at_BL: Tensor) -> Tensor:
         """Scores (M, vocab) of the M words where `at_BL` is true, read from a text with masked words and the clip."""
         hidden_BLD = self.text_encoder.encode(input_ids_BL, attention_mask_BL)

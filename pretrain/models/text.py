@@ -121,9 +121,14 @@ class TextTower(nn.Module):
     def fuse(self, hidden_BLD: Tensor, attention_mask_BL: Tensor, vision_BVW: Tensor) -> Tensor:
         """Text that has seen the video: hidden states (B, L, D) after the fusion layers, all of V attended to."""
         mask = self._mask(attention_mask_BL, hidden_BLD)
-        for layer in self.bert.encoder.layer[self.config.layers :]:
+        for layer in self.fusion_layers():
             hidden_BLD = layer(hidden_BLD, mask, vision_BVW)
         return hidden_BLD
+
+    def fusion_layers(self) -> nn.ModuleList:
+        """The layers that attend to the video as well."""
+        layers: nn.ModuleList = self.bert.encoder.layer[self.config.layers :]
+        return layers
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Scores of every word of the vocabulary, (..., vocab), from hidden states (..., D)."""

@@ -54,45 +54,91 @@ def test_where_ranks_meet(monkeypatch):
 
 CONTRASTIVE = """
 import os, sys, torch
-from pretrain.launch import World, free_port, rank_environment
-
-port = free_port()
-child = os.fork()
-rank = 0 if child else 1
-os.environ.update(rank_environment(World(rank, rank, 2), "127.0.0.1", port))
 import torch.distributed as dist
-dist.init_process_group("gloo")
-from pretrain import distributed as d
-from pretrain.losses import contrastive_loss
 from torch.nn import functional as F
-
-def loss_of(video, text, identity, gather):
-    video, text = F.normalize(video, dim=-1), F.normalize(text, dim=-1)
-    everyone = (gather(video), gather(text))
-    ids = d.gather_rows(identity) if gather is d.gather_with_gradient else identity
-    return contrastive_loss(video, text, *everyone, torch.tensor([0.1]), identity, ids)
+from pretrain import distributed as d
+from pretrain.launch import World, free_port, rank_environment
+from pretrain.losses import Cached, cached_gradients, contrastive_loss, replay
 
 torch.manual_seed(0)
-rows, identity = torch.randn(6, 4), torch.tensor([1, 2, 3, 1, 5, 6])
-weight = torch.randn(4, 4, requires_grad=True)
-whole = loss_of(rows @ weight, rows.flip(1) @ weight, identity, lambda x: x)
-expected, = torch.autograd.grad(whole, weight)
+ROWS, IDENTITY = torch.randn(8, 4, dtype=torch.float64), torch.tensor([1, 2, 3, 1, 5, 6, 6, 6])
+WEIGHT = torch.randn(4, 4, dtype=torch.float64)
 
-mine = slice(3 * rank, 3 * rank + 3)
-part = loss_of(rows[mine] @ weight, rows[mine].flip(1) @ weight, identity[mine], d.gather_with_gradient)
-got, = torch.autograd.grad(part, weight)
-torch.testing.assert_close(d.all_reduce_mean(part), whole.detach())
-torch.testing.assert_close(d.all_reduce_mean(got), expected)  # what DeepSpeed does to gradients
-assert d.gather_objects(rank) == [0, 1]
-assert d.all_reduce_max(torch.tensor(rank)).item() == 1
-assert d.all_reduce_sum(torch.tensor(1)).item() == d.world_size() == 2
-dist.barrier(); dist.destroy_process_group()
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+def encode(rows, weight):
+    return F.normalize(rows @ weight, dim=-1), F.normalize(rows.flip(1) @ weight, dim=-1)
+
+
+def naive_loop(video, text, temp):
+    # Every row against every column, both ways, by hand.
+    total = 0
+    for i in range(8):
+        same = [j for j in range(8) if IDENTITY[j] == IDENTITY[i]]
+        for ours, theirs in ((video, text), (text, video)):
+            score = torch.stack([ours[i] @ theirs[j] / temp[0] for j in range(8)])
+            total = total - sum(score[j] - score.logsumexp(0) for j in same) / len(same) / 2
+    return total / 8
+
+
+def whole_batch():
+    weight, temp = WEIGHT.clone().requires_grad_(), torch.tensor([0.1], dtype=torch.float64, requires_grad=True)
+    loss = naive_loop(*encode(ROWS, weight), temp)
+    return [loss.detach(), *torch.autograd.grad(loss, [weight, temp])]
+
+
+def in_parts(rank, ranks, parts):
+    # A rank's loss and gradients, as the trainer takes them: a survey, and one graph a micro-batch.
+    weight, temp = WEIGHT.clone().requires_grad_(), torch.tensor([0.1], dtype=torch.float64, requires_grad=True)
+    mine = torch.arange(8).chunk(ranks)[rank]
+
+    def loss_of(video, text, temp):
+        everyone = d.gather_with_gradient(video), d.gather_with_gradient(text), temp
+        return contrastive_loss(video, text, *everyone, IDENTITY[mine], d.gather_rows(IDENTITY[mine]))
+
+    if parts == 1:
+        value = loss_of(*encode(ROWS[mine], weight), temp)
+        value.backward()
+    else:
+        with torch.no_grad():
+            cached = cached_gradients(loss_of, *encode(ROWS[mine], weight), temp)
+        value = cached.value
+        for cut in torch.arange(len(mine)).chunk(parts):
+            about = Cached(value, (cached.gradients[0][cut], cached.gradients[1][cut], cached.gradients[2] / parts))
+            replay(about, [*encode(ROWS[mine][cut], weight), temp]).backward()
+    return [value.detach(), weight.grad, temp.grad]
+
+
+def one_rank(rank, ranks, parts):
+    dist.init_process_group("gloo")
+    got = [d.all_reduce_mean(value) for value in in_parts(rank, ranks, parts)]  # as DeepSpeed does to gradients
+    for ours, theirs in zip(got, whole_batch(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert d.gather_objects(rank) == list(range(ranks))
+    assert d.all_reduce_max(torch.tensor(rank)).item() == ranks - 1
+    assert d.all_reduce_sum(torch.tensor(1)).item() == d.world_size() == ranks
+    d.barrier()
+    d.finish()
+
+
+for ranks, parts in ((1, 4), (2, 2), (4, 1)):
+    port, children = free_port(), []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(rank_environment(World(rank, rank, ranks), "127.0.0.1", port))
+            try:
+                one_rank(rank, ranks, parts)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert not any([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), (ranks, parts)
 """
 
 
-def test_the_gathered_contrastive_loss_has_the_whole_batchs_gradient():
+def test_the_contrastive_loss_is_that_of_the_whole_batch_however_it_is_cut():
+    """Ranks x micro-batches of 1x4, 2x2 and 4x1: value, weights' and temperature's gradient, against the loop."""
     subprocess.run([sys.executable, "-c", CONTRASTIVE], check=True, cwd=ROOT, timeout=100)
 
 

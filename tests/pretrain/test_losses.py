@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pretrain.losses import (
@@ -91,6 +93,67 @@ def test_the_mean_of_two_ranks_is_the_loss_and_gradient_of_the_whole_batch():
         results.append((loss.detach(), video.grad, text.grad, temp.grad))
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_ranks_of_any_identities_have_the_mean_of_the_naive_loop(data):
+    """Ranks differ in how often a medium occurs in them; targets are normalised over the whole batch, so none shows."""
+    ranks, share = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    size = ranks * share
+    ids = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))
+    video, text = unit(size, 2, 5, seed=size).double(), unit(size, 5, seed=size + 1).double()
+    total = 0.0
+    for i in range(size):
+        same = [j for j in range(size) if ids[j] == ids[i]]
+        for scores in ((video[i].mean(0) @ text.T) / 0.2, (text[i] @ video.mean(1).T) / 0.2):
+            logs = scores.log_softmax(0)
+            total -= sum(float(logs[j]) for j in same) / len(same) / 2
+    parts = [
+        contrastive_loss(video[rows], text[rows], video, text, torch.tensor(0.2, dtype=torch.float64), ids[rows], ids)
+        for rows in torch.arange(size).chunk(ranks)
+    ]
+    assert float(torch.stack(parts).mean()) == pytest.approx(total / size, rel=1e-9)
+
+
+def doubles(*shape):
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(shape))
+    ).requires_grad_()
+
+
+GRADCHECKS = {
+    **{
+        f"alignment {kind}": (
+            lambda s, kind=kind: alignment_loss(s, doubles(2, 1, 3, 4).detach().flip(-1).bfloat16().to(s.dtype), kind),
+            [(2, 1, 3, 4)],
+        )
+        for kind in ("l2", "mse", "smooth_l1")
+    },
+    "contrastive": (
+        lambda v, t, temp: contrastive_loss(v, t, v, t, temp, torch.tensor([1, 2, 1]), torch.tensor([1, 2, 1])),
+        [(3, 2, 4), (3, 4), (1,)],
+    ),
+    "matching": (lambda a, b, c: matching_loss(a, b, c, torch.tensor([True, False]))[0], [(2, 2)] * 3),
+    "mlm": (lambda x: mlm_loss(x, torch.tensor([[1, -100], [0, 2]]))[0], [(2, 2, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", GRADCHECKS)
+def test_gradients_are_those_of_finite_differences(name):
+    loss, shapes = GRADCHECKS[name]
+    assert torch.autograd.gradcheck(loss, [doubles(*shape) for shape in shapes])
+
+
+@pytest.mark.parametrize("name", GRADCHECKS)
+def test_losses_are_float32_inside_whatever_surrounds_them(name):
+    """Under autocast and from bf16 inputs: the value is that of the same numbers in float32, and float32."""
+    loss, shapes = GRADCHECKS[name]
+    rounded = [doubles(*shape).detach().bfloat16() for shape in shapes]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(*rounded)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(*(x.float() for x in rounded)), rtol=1e-6, atol=1e-7)
 
 
 def test_scores_are_not_rounded_by_autocast():

@@ -78,17 +78,12 @@ def test_a_wrong_config_is_refused_with_a_cure(tree, changes, cause, cure):
     [
         ({}, 5, "data.batch: 12 samples do not divide by 5 ranks", "Use 10, or 4 ranks"),
         ({"micro_batch": 5}, 1, "a rank's 12 videos do not divide by 5", "Use 4, or leave"),
-        (
-            {"task": "stage2", "text": TEXT, "micro_batch": 6},
-            1,
-            "stage2 takes a rank's 12 videos at once",
-            "Leave micro",
-        ),
         ({"task": "stage2", "text": TEXT}, 12, "needs a negative beside it", "24 or more"),
+        ({"task": "stage2", "text": TEXT, "micro_batch": 1}, 2, "takes 1 video at once", "negatives=global"),
         (
             {"task": "stage2", "text": TEXT, "losses": {"mlm": {"every": 4}}},
             2,
-            "losses.mlm.every: a rank's 6 videos do not divide by 4",
+            "losses.mlm.every: the 6 videos that a rank takes at once do not divide by 4",
             "Use 3, or",
         ),
         (
@@ -106,6 +101,9 @@ def test_what_only_the_number_of_ranks_shows(changes, ranks, cause, cure):
     assert cause in str(error.value)
     assert cure in str(error.value)
     check_world(make(STAGE1, micro_batch=3), 2)
+    check_world(make(STAGE1, task="stage2", text=TEXT, micro_batch=3), 2)
+    alone = {"matching": {"negatives": "global"}}
+    check_world(make(STAGE1, task="stage2", text=TEXT, micro_batch=1, losses=alone), 12)
 
 
 def test_inputs_that_are_missing_are_named(tmp_path: Path):

@@ -7,8 +7,10 @@ import torch
 from configs.errors import UserError
 from data_pipeline.loader import Batch, TrainLoader
 from data_pipeline.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from pretrain.losses import alignment_loss, gather_visible, hard_negatives
-from pretrain.tasks import Stage2, build_task, over_ranks
+from pretrain.losses import alignment_loss, hard_negatives
+from pretrain.pairs import over_ranks
+from pretrain.stage2 import Stage2
+from pretrain.tasks import build_task
 from pretrain.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -68,9 +70,9 @@ def test_several_layers_are_aligned_each_to_its_own(runs, stage1_tree):
     tree["vision"]["align_layers"] = tree["teacher"]["layers"] = 2
     task = build_task(runs.config(tree, "two"), CPU)
     batch = batch_of(task.config, "video")
-    seen, taught = task.see(task.encoder, batch.frames, batch.seeds)
-    student_JBVC, target_JBVC = task.encoder.align(seen), gather_visible(taught.features_JBLC, seen.visible_BV)
-    each = [float(alignment_loss(s, t).detach()) for s, t in zip(student_JBVC, target_JBVC, strict=True)]
+    shown = task.see.show(batch.frames, batch.seeds)
+    student_JBVC = task.encoder.align(task.see.look(task.encoder, batch.frames, batch.seeds, shown))
+    each = [float(alignment_loss(s, t).detach()) for s, t in zip(student_JBVC, shown.target_JBVC, strict=True)]
     assert each[0] != pytest.approx(each[1], rel=1e-3)
     loss = task.losses(batch)["alignment"]
     assert float(loss.detach()) == pytest.approx(sum(each) / 2, rel=1e-5)
@@ -81,8 +83,7 @@ def test_several_layers_are_aligned_each_to_its_own(runs, stage1_tree):
 def test_what_is_drawn_belongs_to_the_sample(runs, stage1_tree):
     task = build_task(runs.config(stage1_tree, "one"), CPU)
     batch = batch_of(task.config, "video")
-    taught = task.see.teacher(batch.frames)
-    visible_BV = task.see._visible(4, batch.seeds, taught)
+    visible_BV = task.see.show(batch.frames, batch.seeds).visible_BV
     assert visible_BV.shape == (4, 1 + 2 * 8)  # half of 16 patches in each of two token frames, and cls
     assert values(task, reordered(batch, [2, 0, 3, 1])) == pytest.approx(values(task, batch), rel=1e-5)
     other = copy.copy(batch)
@@ -193,7 +194,7 @@ def test_hardness_nought_draws_negatives_evenly(runs, stage2_tree, words, monkey
             seen.setdefault(name, []).append(score_BG)
             return hard_negatives(score_BG, *rest)
 
-        monkeypatch.setattr("pretrain.tasks.hard_negatives", drawn)
+        monkeypatch.setattr("pretrain.stage2.hard_negatives", drawn)
         values(task, batch_of(task.config, "video"))
     assert all(not scores.any() for scores in seen["even"])
     assert all(scores.std() > 0 for scores in seen["hard"])

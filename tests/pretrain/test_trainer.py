@@ -58,6 +58,19 @@ def test_micro_batches_give_the_same_run(runs, exact):
     assert losses(runs, "cut") == pytest.approx(losses(runs, "whole"), rel=1e-5)
 
 
+@pytest.mark.parametrize("zero", ["zero0", "zero2"])
+def test_micro_batches_of_stage_2_see_the_whole_batch(runs, stage2_tree, zero):
+    """All four losses, negatives from everywhere: one graph, or one a micro-batch, over clips and images."""
+    tree = copy.deepcopy(stage2_tree) | {"precision": "fp32", "steps": 3, "checkpoint": {}, "deepspeed": zero}
+    tree["losses"] = {"matching": {"negatives": "global"}}
+    assert trainer.train(runs.config(tree, "whole")) == 0
+    assert trainer.train(runs.config(tree | {"micro_batch": 1}, "cut")) == 0
+    for cut, whole in zip(runs.log("cut"), runs.log("whole"), strict=True):
+        assert set(cut["losses"]) == {"contrastive", "matching", "mlm", "alignment"}
+        assert cut["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+        assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+
+
 @pytest.mark.parametrize("zero", ["zero1", "zero2"])
 def test_zero_stages_agree_and_go_on(runs, exact, zero):
     assert trainer.train(runs.config(exact, "zero0")) == 0
@@ -80,7 +93,7 @@ def test_zero_stages_agree_and_go_on(runs, exact, zero):
 class PoisonedLoss(Stage1):
     """Stage 1 whose loss is not a number at step 2."""
 
-    def losses(self, batch):
+    def losses(self, batch, known=None):
         made = super().losses(batch)
         return {name: loss * (float("nan") if batch.step == 2 else 1) for name, loss in made.items()}
 
@@ -88,7 +101,7 @@ class PoisonedLoss(Stage1):
 class PoisonedGradient(Stage1):
     """Stage 1 whose loss is finite at step 2, and its gradient is not."""
 
-    def losses(self, batch):
+    def losses(self, batch, known=None):
         made = super().losses(batch)
         if batch.step == 2:
             return {name: loss + (loss - loss.detach()).sqrt() for name, loss in made.items()}
