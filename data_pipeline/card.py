@@ -1,10 +1,12 @@
-"""The card of a corpus, `dataset.json`: what is in it, what was lost and why, and how it was made."""
+"""The card of a corpus, `dataset.json` and `README.md`: what is in it, what was lost and why, and how it was made."""
 
 import hashlib
 import json
 import platform
+import re
 import shlex
-from collections import defaultdict
+import subprocess
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from data_pipeline.card_page import page
 from data_pipeline.files import write_whole
 from data_pipeline.ledger import Ledger
 from data_pipeline.shards import CARD
 
+PAGE = "README.md"
+_OURS = b"<!-- written by videomamba data build -->"
 _NAMED_A_REASON = 1000  # files a reason that the card names; the ledger names them all
 
 
@@ -28,8 +33,16 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """The clips lost for one reason: how many, and the first of them."""
+
+    count: int
+    first: list[Loss]
+
+
+@dataclass(frozen=True)
 class BuildSummary:
-    """What a build came to. `hours` is of the videos; `lost` is by reason, in the manifest's order."""
+    """What a build came to. `hours` is of the videos; `lost` is by reason, `retried` how many were tried again."""
 
     out: Path
     samples: int
@@ -38,8 +51,9 @@ class BuildSummary:
     captions: int
     hours: float
     shards: int
-    lost: dict[str, list[Loss]] = field(default_factory=dict)
+    lost: dict[str, Losses] = field(default_factory=dict)
     resumed: bool = False
+    retried: int = 0
     nothing_to_do: bool = False
     seconds: float = 0.0
 
@@ -51,73 +65,44 @@ def summarise(out: Path, ledger: Ledger) -> BuildSummary:
         "coalesce(sum(CASE WHEN media = 'video' THEN duration END), 0), count(DISTINCT shard), "
         "coalesce(sum(json_array_length(captions)), 0) FROM clips WHERE status = 'done'"
     )[0]
-    lost: dict[str, list[Loss]] = defaultdict(list)
-    for reason, file, detail in ledger.rows(
-        "SELECT reason, file, detail FROM clips WHERE status = 'lost' ORDER BY reason, position"
+    lost = {}
+    for reason, count in ledger.rows(
+        "SELECT reason, count(*) FROM clips WHERE status = 'lost' GROUP BY reason ORDER BY reason"
     ):
-        lost[reason].append(Loss(file, detail or ""))
-    return BuildSummary(
-        out, samples, videos, samples - videos, captions, duration / 3600, shards=shards, lost=dict(lost)
-    )
+        first = ledger.rows(
+            "SELECT file, coalesce(detail, '') FROM clips WHERE status = 'lost' AND reason = ? "
+            f"ORDER BY position LIMIT {_NAMED_A_REASON}",
+            reason,
+        )
+        lost[reason] = Losses(count, [Loss(*row) for row in first])
+    return BuildSummary(out, samples, videos, samples - videos, captions, duration / 3600, shards, lost)
 
 
-def write_card(out: Path, ledger: Ledger, source: Path) -> None:
-    """Write `dataset.json` for a finished ledger; raises UserError where not one clip came through."""
+def write_card(out: Path, ledger: Ledger, *, may_be_empty: bool = False) -> None:
+    """Write the card of a finished ledger, `dataset.json` last: its being there says that the corpus is whole.
+
+    Raises UserError where not one clip came through, but for a corpus that `may_be_empty`. A README.md that somebody
+    else wrote is left as it is.
+    """
     summary = summarise(out, ledger)
-    if summary.samples == 0:
-        counts = ", ".join(f"{len(losses)} {reason}" for reason, losses in summary.lost.items())
-        losses = max(summary.lost.values(), key=len)
+    request = ledger.about("request") or {}
+    if summary.samples == 0 and not may_be_empty:
+        counts = ", ".join(f"{losses.count} {reason}" for reason, losses in summary.lost.items())
+        losses = max(summary.lost.values(), key=lambda losses: losses.count)
         raise UserError(
-            f"Not one clip of {source} could be used ({counts}): {losses[0].file}: {losses[0].detail}.",
-            f"Mend the media, then build into an empty folder; {out / 'ledger.sqlite'} has a row a clip.",
+            f"Not one clip of {request.get('source')} could be used ({counts}): "
+            f"{losses.first[0].file}: {losses.first[0].detail}.",
+            f"Mend the media, then run it again with --retry failed; {out / 'ledger.sqlite'} has a row a clip.",
             exit_code=1,
         )
-    card = {**_contents(summary, ledger), **_provenance(ledger.request() or {}, out)}
-    world = _world(source)
+    card = {**_contents(summary, ledger), **_provenance(request, out)}
+    world = _world(Path(request.get("source", ".")))
     if world is not None:
         card["world"] = world
+    readme = out / PAGE
+    if not readme.exists() or readme.read_bytes().startswith(_OURS):
+        write_whole(readme, _OURS + f"\n{page(card)}".encode())
     write_whole(out / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _contents(summary: BuildSummary, ledger: Ledger) -> dict[str, Any]:
-    """What is in it, and what was lost."""
-    return {
-        "samples": summary.samples,
-        "videos": summary.videos,
-        "images": summary.images,
-        "captions": summary.captions,
-        "hours": round(summary.hours, 4),
-        "frames": ledger.one("SELECT sum(frames) FROM clips WHERE status = 'done'"),
-        "bytes": ledger.one("SELECT sum(bytes) FROM clips WHERE status = 'done'"),
-        "sizes": {
-            f"{width}x{height}": count
-            for width, height, count in ledger.rows(
-                "SELECT width, height, count(*) AS n FROM clips WHERE status = 'done' "
-                "GROUP BY width, height ORDER BY n DESC, width, height LIMIT 20"
-            )
-        },
-        "attributes": _attribute_names(ledger),
-        "lost": {
-            reason: {
-                "count": len(losses),
-                "files": [{"file": loss.file, "detail": loss.detail} for loss in losses[:_NAMED_A_REASON]],
-            }
-            for reason, losses in summary.lost.items()
-        },
-        "shards": [row[0] for row in ledger.rows("SELECT DISTINCT shard FROM clips WHERE shard <> '' ORDER BY shard")],
-        "content": _content_digest(ledger),
-    }
-
-
-def _provenance(request: dict[str, Any], out: Path) -> dict[str, Any]:
-    """How it was made, so that it can be made again."""
-    return {
-        "name": request.get("name"),
-        "request": request,
-        "command": _command(request, out),
-        "versions": _versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -133,11 +118,91 @@ def read_card(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def _contents(summary: BuildSummary, ledger: Ledger) -> dict[str, Any]:
+    """What is in it, and what was lost."""
+    return {
+        "samples": summary.samples,
+        "videos": summary.videos,
+        "images": summary.images,
+        "captions": summary.captions,
+        "hours": round(summary.hours, 4),
+        "frames": ledger.one("SELECT coalesce(sum(frames), 0) FROM clips WHERE status = 'done'"),
+        "bytes": ledger.one("SELECT coalesce(sum(bytes), 0) FROM clips WHERE status = 'done'"),
+        "sizes": {
+            f"{width}x{height}": count
+            for width, height, count in ledger.rows(
+                "SELECT width, height, count(*) AS n FROM clips WHERE status = 'done' "
+                "GROUP BY width, height ORDER BY n DESC, width, height LIMIT 20"
+            )
+        },
+        "seconds": _spread(
+            ledger.rows(
+                "SELECT round(duration, 1) AS s, count(*) FROM clips WHERE status = 'done' AND media = 'video' "
+                "GROUP BY s ORDER BY s"
+            )
+        ),
+        "caption_statistics": _caption_statistics(ledger),
+        "attributes": _attribute_names(ledger),
+        "lost": {
+            reason: {
+                "count": losses.count,
+                "files": [{"file": loss.file, "detail": loss.detail} for loss in losses.first],
+            }
+            for reason, losses in summary.lost.items()
+        },
+        "shards": [row[0] for row in ledger.rows("SELECT DISTINCT shard FROM clips WHERE shard <> '' ORDER BY shard")],
+        "content": _content_digest(ledger),
+    }
+
+
+def _provenance(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """How it was made, so that it can be made again."""
+    return {
+        "name": request.get("name"),
+        "request": request,
+        "command": _command(request, out),
+        "versions": _versions(transcodes=bool(request.get("transcode"))),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _spread(counted: list[tuple[float, int]]) -> dict[str, float]:
+    """Mean and percentiles of values that come sorted, each with its count; {} for none."""
+    total = sum(count for _, count in counted)
+    if not total:
+        return {}
+    spread = {"min": counted[0][0], "mean": round(sum(value * count for value, count in counted) / total, 2)}
+    for name, share in (("median", 0.5), ("p95", 0.95)):
+        rank, seen = share * total, 0
+        for value, count in counted:
+            seen += count
+            if seen >= rank:
+                spread[name] = value
+                break
+    return {**spread, "max": counted[-1][0]}
+
+
+def _caption_statistics(ledger: Ledger) -> dict[str, Any]:
+    """How many captions a clip has, how long they are in words, and how many differ."""
+    words: Counter[int] = Counter()
+    texts = "FROM clips, json_each(clips.captions) AS j WHERE status = 'done'"
+    for (caption,) in ledger.stream(f"SELECT j.value {texts}"):
+        words[len(caption.split())] += 1
+    a_clip = ledger.rows(
+        "SELECT json_array_length(captions) AS n, count(*) FROM clips WHERE status = 'done' GROUP BY n ORDER BY n"
+    )
+    return {
+        "words": _spread(sorted(words.items())),
+        "a_clip": _spread(a_clip),
+        "distinct": ledger.one(f"SELECT count(DISTINCT j.value) {texts}"),
+    }
+
+
 def _content_digest(ledger: Ledger) -> str:
     """One number for what is in the shards: every medium, its captions and attributes, in order."""
     digest = hashlib.sha256()
-    for row in ledger.rows(
-        "SELECT key, sha256, captions, attributes FROM clips WHERE status = 'done' ORDER BY position"
+    for row in ledger.stream(
+        "SELECT key, sha256, captions, attributes FROM clips WHERE status = 'done' ORDER BY shard, position"
     ):
         digest.update(json.dumps(row, ensure_ascii=False).encode())
     return digest.hexdigest()
@@ -149,19 +214,38 @@ def _attribute_names(ledger: Ledger) -> list[str]:
 
 
 def _command(request: dict[str, Any], out: Path) -> str:
-    words = ["videomamba", "data", "build", request.get("source", ""), str(out), "--csv", request.get("manifest", "")]
-    words += ["--file-column", request.get("file_column", ""), "--caption-column", request.get("caption_column", "")]
-    words += ["--name", request.get("name", ""), "--samples-per-shard", str(request.get("samples_per_shard", ""))]
-    return shlex.join(words)
+    """The command that makes this corpus."""
+    words = ["videomamba", "data", "build", str(request.get("source", ""))]
+    words += ["--in-place"] if request.get("in_place") else [str(out)]
+    words += ["--manifest", request["manifest"]] if request.get("manifest") else []
+    words += ["--format", str(request.get("format"))]
+    words += ["--table", request["table"]] if request.get("table") else []
+    for role, columns in request.get("columns", {}).items():
+        words += [word for column in columns for word in ("--columns", f"{role}={column}")]
+    if not request.get("in_place"):
+        words += ["--name", str(request.get("name")), "--samples-per-shard", str(request.get("samples_per_shard"))]
+    words += ["--min-frames", str(request["min_frames"])] if request.get("min_frames", 1) > 1 else []
+    for option, value in (request.get("transcode") or {}).items():
+        if value is True:
+            words += [f"--{option}"]
+        elif value not in (None, False):
+            words += [f"--{option.replace('_', '-')}", f"{value:g}"]
+    return shlex.join([*words, *(["--transcode"] if request.get("transcode") else [])])
 
 
-def _versions() -> dict[str, str]:
+def _versions(*, transcodes: bool) -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in ("videomamba", "av"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # run from a checkout that is not installed
             versions[package] = "unknown"
+    if transcodes:
+        from data_pipeline.ffmpeg import ffmpeg_program
+
+        asked = subprocess.run([ffmpeg_program(), "-version"], check=False, capture_output=True, text=True)
+        said = re.match(r"ffmpeg version (\S+)", asked.stdout)
+        versions["ffmpeg"] = said[1] if said else "unknown"
     return versions
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from collections.abc import Callable
+
+    from rich.progress import Progress, TaskID
 
     from data_pipeline.card import BuildSummary
 
@@ -41,43 +43,103 @@ def _bar(unit: str) -> "Progress":
     )
 
 
-@app.command(epilog="Example: videomamba data build clips/ corpus/ --csv captions.csv --caption-column text")
+@app.command(epilog="Example: videomamba data build clips/ corpus/ --manifest captions.csv --columns caption=text")
 def build(
-    source: Annotated[Path, typer.Argument(help="Folder of the media.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write shards, ledger and card into.")],
-    csv: Annotated[
-        Path | None, typer.Option(help="CSV or TSV of files and captions; default: the one in SOURCE.")
+    source: Annotated[Path, typer.Argument(help="Folder of media, a manifest, or a folder of shards (*.tar).")],
+    out: Annotated[Path | None, typer.Argument(help="Folder to write shards, ledger and card into.")] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", "--csv", help="Files and captions; default: the one in SOURCE, else side-cars."),
     ] = None,
-    file_column: Annotated[str, typer.Option(help="Column of the files, relative to SOURCE.")] = "file",
-    caption_column: Annotated[str, typer.Option(help="Column of the captions.")] = "caption",
+    format: Annotated[  # noqa: A002  the option's name
+        str | None,
+        typer.Option(help="csv, tsv, json, jsonl, parquet, sqlite, folder or shards; default: by the suffix."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Which columns are what: file=path,caption=title,start=from,end=to; {a}_{b:06d} joins."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A published layout: webvid, kinetics or umt.")] = None,
+    file_column: Annotated[str | None, typer.Option(help="The same as --columns file=NAME.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="The same as --columns caption=NAME.")] = None,
+    table: Annotated[str | None, typer.Option(help="Table of an SQLite manifest; default: the only one.")] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Index the shards in SOURCE where they are.")] = False,
+    transcode: Annotated[bool, typer.Option("--transcode", help="Make every video H.264 in MP4 anew.")] = False,
+    short_side: Annotated[int | None, typer.Option(min=2, help="Transcode to this short side at most.")] = None,
+    max_fps: Annotated[float | None, typer.Option(min=0.01, help="Transcode to this frame rate at most.")] = None,
+    keyframes: Annotated[int | None, typer.Option(min=1, help="Transcode: a keyframe every so many frames.")] = None,
+    crf: Annotated[int | None, typer.Option(min=0, max=51, help="Quality of H.264 (23; less is better).")] = None,
+    audio: Annotated[bool, typer.Option("--audio", help="Transcode and keep the sound.")] = False,
+    min_frames: Annotated[int, typer.Option(min=1, help="Shorter videos count as too_short.")] = 1,
+    part: Annotated[str | None, typer.Option(help="Build only this share, as in 3/16; see `data merge`.")] = None,
+    retry: Annotated[list[str] | None, typer.Option(help="Try lost clips again: failed, or a reason.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: the cores there are.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the shards; default: that of OUT.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Clips in a shard.")] = 1000,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one clip may take.")] = 60.0,
 ) -> None:
-    """Turn a folder of media and a table of captions into shards; run again after an interruption, it goes on.
+    """Turn media and captions into shards; run again after an interruption, it goes on.
 
-    One row is one caption; rows with the same file are captions of one clip, other columns become its attributes.
+    One row is one caption (or a list of them); rows with the same file are captions of one clip, other columns become
+    its attributes. Clips are copied as they are, unless an option asks to transcode them.
     """
+    if out is None and not in_place:
+        raise typer.BadParameter("Give a folder to build into, or --in-place for existing shards.", param_hint="OUT")
+    if out is not None and in_place:
+        raise typer.BadParameter("With --in-place, nothing is built elsewhere: leave OUT away.", param_hint="OUT")
     from data_pipeline.ingest import BuildConfig
     from data_pipeline.ingest import build as run
+    from data_pipeline.transcode import Transcode
 
+    asked = {"short_side": short_side, "max_fps": max_fps, "keyframes": keyframes, "crf": crf, "audio": audio or None}
+    asked = {option: value for option, value in asked.items() if value is not None}
+    named = [f"file={file_column}"] if file_column else []
+    named += [f"caption={caption_column}"] if caption_column else []
     request = BuildConfig(
         source=source,
         out=out,
-        csv=csv,
-        file_column=file_column,
-        caption_column=caption_column,
-        workers=workers,
+        manifest=manifest,
+        format=format,
+        columns=(*(columns or ()), *named),
+        preset=preset,
+        table=table,
         name=name,
         samples_per_shard=samples_per_shard,
+        transcode=Transcode.model_validate(asked) if transcode or asked else None,
+        min_frames=min_frames,
+        workers=workers,
         time_limit=time_limit,
+        part=part,
+        retry=tuple(retry or ()),
     )
     with _bar("clips") as bar:
-        task = bar.add_task("building", total=None, note="")
-        summary = run(
-            request, lambda settled, total, lost: bar.update(task, completed=settled, total=total, note=f"{lost} lost")
-        )
+        summary = run(request, _steps(bar))
+    _print_summary(summary)
+    _print_world(summary.out)
+
+
+def _steps(bar: "Progress") -> "Callable[[str, int, int | None, int], None]":
+    """A bar for each step of a build, as it comes."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(step: str, done: int, total: int | None, lost: int) -> None:
+        if step not in tasks:
+            tasks[step] = bar.add_task(step, total=None, note="")
+        bar.update(tasks[step], completed=done, total=total, note=f"{lost} lost" if lost else "")
+
+    return show
+
+
+@app.command(epilog="Example: videomamba data merge corpus/")
+def merge(
+    out: Annotated[Path, typer.Argument(help="Folder that the parts were built into.")],
+    keep_parts: Annotated[bool, typer.Option("--keep-parts", help="Leave the parts' folders in place.")] = False,
+) -> None:
+    """Join the parts that `data build --part i/n` made into one corpus; run again after an interruption, it goes on."""
+    from data_pipeline.merge import merge as run
+
+    with _bar("shards") as bar:
+        summary = run(out, _steps(bar), keep_parts=keep_parts)
     _print_summary(summary)
     _print_world(out)
 
@@ -98,6 +160,8 @@ def _print_summary(summary: "BuildSummary") -> None:
     console = Console(soft_wrap=True)
     if summary.nothing_to_do:
         console.print(f"{summary.out} is already built: nothing to do.", highlight=False)
+    elif summary.retried:
+        console.print(f"Tried {summary.retried} lost clips again.", highlight=False)
     elif summary.resumed:
         console.print("Went on where the last run stopped.", highlight=False)
     table = Table("in the corpus", "", show_header=True)
@@ -113,10 +177,10 @@ def _print_summary(summary: "BuildSummary") -> None:
         return
     lost = Table("lost", "clips", "for example", "why")
     for reason, losses in summary.lost.items():
-        for i, loss in enumerate(losses[:_SHOWN]):
-            lost.add_row(reason if i == 0 else "", str(len(losses)) if i == 0 else "", loss.file, loss.detail)
-        if len(losses) > _SHOWN:
-            lost.add_row("", "", f"and {len(losses) - _SHOWN} more", "")
+        for i, loss in enumerate(losses.first[:_SHOWN]):
+            lost.add_row(reason if i == 0 else "", str(losses.count) if i == 0 else "", loss.file, loss.detail)
+        if losses.count > _SHOWN:
+            lost.add_row("", "", f"and {losses.count - _SHOWN} more", "")
     console.print(lost)
     console.print(f"Every clip has its row in {summary.out / 'ledger.sqlite'}.", highlight=False)
 

@@ -22,6 +22,14 @@ def ffmpeg_program() -> str:
     raise UserError(cause, "Run `pip install imageio-ffmpeg`.", exit_code=1)
 
 
+@functools.cache
+def ffmpeg_filters() -> frozenset[str]:
+    """The names of the filters that `ffmpeg_program()` has."""
+    question = [ffmpeg_program(), "-hide_banner", "-filters"]
+    told = subprocess.run(question, check=False, capture_output=True, timeout=30, text=True).stdout
+    return frozenset(words[1] for line in told.splitlines() if len(words := line.split()) > 2)
+
+
 def _wheel_program() -> str | None:
     try:
         import imageio_ffmpeg

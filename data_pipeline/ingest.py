@@ -1,20 +1,18 @@
-"""`videomamba data build`: a folder of media and a table of captions become shards, and every clip is accounted for.
+"""`videomamba data build`: media and captions become shards, and every clip is accounted for.
 
     from data_pipeline.ingest import BuildConfig, build
     summary = build(BuildConfig(source="clips", out="corpus"))
 
-Writes into `out`: `<name>-000000.tar` and `.idx` and on, `ledger.sqlite` (a row a clip), and, when all is done,
-`dataset.json` (the card). Media are copied as they are. Killed at any moment, the same call goes on where it was and
-ends with the same bytes: shards are written in the manifest's order, and each is noted once it is whole.
+Writes into `out`: `<name>-000000.tar` and `.idx` and on, `ledger.sqlite` (a row a clip), and, when all is done, the
+card (`dataset.json` and `README.md`). Killed at any moment, the same call goes on where it was and ends with the same
+bytes: shards are written in the order of the source, and each is noted once it is whole.
 """
 
-import hashlib
 import logging
 import os
+import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,93 +23,148 @@ from pydantic import Field
 from configs.errors import UserError
 from configs.loader import Frozen
 from data_pipeline.card import BuildSummary, summarise, write_card
+from data_pipeline.columns import Columns
+from data_pipeline.crew import prepare_all
 from data_pipeline.files import disk_errors
-from data_pipeline.index import Member
-from data_pipeline.ledger import Done, Ledger, Planned
-from data_pipeline.manifest import Clip, find_manifest, read_manifest
-from data_pipeline.probing import Lost, Probed, Task, probe_files
+from data_pipeline.ledger import Done, Ledger, Loss, Planned
+from data_pipeline.outlets import InPlace, NewShards, Outlet
+from data_pipeline.planning import Progress, location, make_plan
+from data_pipeline.prepare import Lost, Prepared, Recipe, Result, Task
 from data_pipeline.schema import Kind, LossReason, Sample
-from data_pipeline.shards import CARD, LEDGER, ShardWriter
+from data_pipeline.shards import CARD, LEDGER
+from data_pipeline.sources import Part, Source, TarSource, open_source
+from data_pipeline.transcode import Transcode
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int], None]
+# What another try may change; the other reasons lie in the source itself.
+FAILED = (
+    LossReason.MISSING_FILE,
+    LossReason.EMPTY_FILE,
+    LossReason.NOT_MEDIA,
+    LossReason.NO_VIDEO_STREAM,
+    LossReason.TOO_SHORT,
+    LossReason.DECODE_ERROR,
+    LossReason.TIMEOUT,
+)
+_SCRATCH = ".scratch"
 
 
 class BuildConfig(Frozen):
-    """One build. `csv` defaults to the only CSV or TSV in `source`, `name` (of the shards) to that of `out`.
+    """One build. `manifest`, `format` and `table` are found in `source` where one fits, `name` is by default `out`'s.
 
-    `workers` is the number of processes (default: the cores there are), `time_limit` the seconds a clip may take.
+    `out` None: existing tars are indexed where they are. `workers` is the number of processes (default: the cores
+    there are), `time_limit` the seconds a clip may take, `part` a share that is built on its own and merged later.
     """
 
     source: Path
-    out: Path
-    csv: Path | None = None
-    file_column: str = "file"
-    caption_column: str = "caption"
+    out: Path | None
+    manifest: Path | None = None
+    format: str | None = None
+    columns: tuple[str, ...] = ()
+    preset: str | None = None
+    table: str | None = None
     name: str | None = None
     samples_per_shard: int = Field(1000, ge=1)
+    transcode: Transcode | None = None
+    min_frames: int = Field(1, ge=1)
     workers: int | None = Field(None, ge=1)
     time_limit: float = Field(60.0, gt=0)
+    part: str | None = None
+    retry: tuple[str, ...] = ()
+
+    def folder(self) -> Path:
+        """Where shards and ledger are written: `out`, a part's folder in it, or the source itself."""
+        if self.out is None:
+            return self.source
+        part = Part.parse(self.part) if self.part else Part()
+        return self.out if part.count == 1 else self.out / part_folder(part)
+
+
+def part_folder(part: Part) -> str:
+    """The folder of a part inside the corpus that it will be merged into."""
+    return f"part-{part.index:05d}-of-{part.count:05d}"
 
 
 def build(request: BuildConfig, progress: Progress | None = None) -> BuildSummary:
-    """Build, or go on building, a corpus; `progress(settled, all, lost)` is called after every clip.
+    """Build, or go on building, a corpus; `progress(step, done, of how many, lost)` is called after every clip.
 
     Raises UserError for a wrong request (folders, columns, captions, another build in `out`), a full disk, and a corpus
     of which nothing is left.
     """
     begun = time.monotonic()
-    manifest = request.csv or find_manifest(request.source)
-    if request.csv is not None and not request.source.is_dir():
-        raise UserError(f"There is no source folder {request.source}.", "Give the folder that holds the media.")
-    clips = read_manifest(manifest, request.file_column, request.caption_column)
-    identity = _identity(request, manifest)
-    _prepare(request.out)
-    with Ledger(request.out / LEDGER) as ledger:
-        planned = ledger.request()
-        if planned is None:
-            ledger.plan(identity, _plan(clips, request))
-        else:
-            _refuse_other(planned, identity, request.out)
-        remaining = ledger.remaining()
-        resumed = planned is not None and bool(remaining)
-        for part in request.out.glob(".*.part"):  # of a build that was killed; the lock says that none is running
-            part.unlink()
-        if remaining:
-            _write_shards(remaining, ledger, request, identity["name"], progress)
-        if remaining or not (request.out / CARD).is_file():
-            write_card(request.out, ledger, request.source)
-            nothing_to_do = False
-        else:
-            nothing_to_do = True
+    progress = progress or (lambda *_: None)
+    part = Part.parse(request.part) if request.part else Part()
+    retry = _reasons(request.retry)
+    source = open_source(
+        request.source, request.manifest, Columns.parse(request.columns, request.preset), request.format, request.table
+    )
+    if request.out is None:
+        _refuse_in_place(request, source)
+    out = request.folder()
+    identity = _identity(request, source, part)
+    _prepare(out, in_place=request.out is None)
+    with Ledger(out / LEDGER) as ledger:
+        planned = ledger.about("request")
+        if planned is not None:
+            _refuse_other(planned, identity, out)
+        retried = _retry(ledger, retry, out)
+        finished = ledger.about("stage") == "planned" and (out / CARD).is_file()
+        if not finished:
+            _clear_away(out)  # what a build that was killed left; the lock says that none is running
+            with disk_errors(out):
+                make_plan(ledger, source, identity, part, progress, compare=request.out is not None)
+                _fill(ledger, source, request, identity["name"], progress)
+            write_card(out, ledger, may_be_empty=part.count > 1)
         return replace(
-            summarise(request.out, ledger),
-            resumed=resumed,
-            nothing_to_do=nothing_to_do,
+            summarise(out, ledger),
+            resumed=planned is not None and not finished and not retried,
+            retried=retried,
+            nothing_to_do=finished,
             seconds=time.monotonic() - begun,
         )
 
 
-def _prepare(out: Path) -> None:
+def _reasons(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The reasons that `--retry` names; `failed` stands for all that another try may change."""
+    reasons: list[str] = []
+    for word in words:
+        if word != "failed" and word not in FAILED:
+            raise UserError(
+                f"'{word}' is nothing that can be tried again.", f"Give failed, or one of {', '.join(FAILED)}."
+            )
+        reasons += [str(reason) for reason in FAILED] if word == "failed" else [word]
+    return tuple(reasons)
+
+
+def _refuse_in_place(request: BuildConfig, source: Source) -> None:
+    if not isinstance(source, TarSource):
+        raise UserError(f"{request.source} holds no shards to index in place.", "Give a folder OUT to build into.")
+    if request.transcode or request.part or request.source.is_file():
+        raise UserError(
+            "Shards are indexed in place as they are, a folder at a time.", "Give a folder OUT to make new ones."
+        )
+
+
+def _prepare(out: Path, in_place: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file.", "Give a folder to write the shards into.")
-    if not (out / LEDGER).exists() and any(out.glob("*.tar")):
+    if not in_place and not (out / LEDGER).exists() and any(out.glob("*.tar")):
         raise UserError(f"{out} holds shards that no ledger accounts for.", "Give an empty folder.")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
 
-def _identity(request: BuildConfig, manifest: Path) -> dict[str, Any]:
+def _identity(request: BuildConfig, source: Source, part: Part) -> dict[str, Any]:
     """What makes two builds the same one."""
     return {
-        "source": str(request.source.resolve()),
-        "manifest": str(manifest.resolve()),
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "file_column": request.file_column,
-        "caption_column": request.caption_column,
-        "name": request.name or request.out.resolve().name,
+        **source.identity(),
+        "name": request.name or (request.out or request.source).resolve().name,
+        "in_place": request.out is None,
         "samples_per_shard": request.samples_per_shard,
+        "transcode": request.transcode.model_dump(mode="json") if request.transcode else None,
+        "min_frames": request.min_frames,
+        "part": f"{part.index}/{part.count}" if part.count > 1 else None,
     }
 
 
@@ -120,130 +173,96 @@ def _refuse_other(planned: dict[str, Any], asked: dict[str, Any], out: Path) -> 
     if not changed:
         return
     name = changed[0]
-    if name == "manifest_sha256":
-        cause = f"{asked['manifest']} has changed since the build in {out} began."
+    if name.endswith("_sha256"):
+        cause = f"{asked.get('manifest') or asked['source']} has changed since the build in {out} began."
     else:
         cause = f"{out} holds another build: its {name} is {planned.get(name)}, not {asked[name]}."
     raise UserError(cause, "Build into an empty folder, or repeat the first request.")
 
 
-def _plan(clips: list[Clip], request: BuildConfig) -> list[Planned]:
-    """Every clip with its size and what can be said before decoding: missing, empty, a duplicate, no caption."""
-    sized = [_sized(position, clip, request.source) for position, clip in enumerate(clips)]
-    if all(planned.reason is LossReason.MISSING_FILE for planned in sized):
-        raise UserError(
-            f"None of the {len(clips)} files that the manifest names is in {request.source} (the first is "
-            f"{clips[0].file}).",
-            "Give the folder that its paths are relative to, or name the column with --file-column.",
-        )
-    firsts = _duplicates(sized, request)
-    captions: dict[int, list[str]] = defaultdict(list)
-    for position, first in firsts.items():
-        known = {*sized[first].clip.captions, *captions[first]}
-        captions[first] += [caption for caption in sized[position].clip.captions if caption not in known]
-    settled = []
-    for planned in sized:
-        position, clip = planned.position, planned.clip
-        if position in firsts:
-            same = sized[firsts[position]].clip.file
-            planned = replace(planned, reason=LossReason.DUPLICATE, detail=f"same content as {same}")
-        elif position in captions:
-            planned = replace(planned, clip=replace(clip, captions=(*clip.captions, *captions[position])))
-        if planned.reason is None and not planned.clip.captions:
-            planned = replace(planned, reason=LossReason.EMPTY_CAPTION, detail="all its captions are empty")
-        settled.append(planned)
-    return settled
+def _retry(ledger: Ledger, reasons: tuple[str, ...], out: Path) -> int:
+    """Have lost clips tried again; the corpus counts as unfinished from before they are until they are settled."""
+    marks = ", ".join(f"'{reason}'" for reason in reasons)
+    if not ledger.one(f"SELECT EXISTS (SELECT 1 FROM clips WHERE status = 'lost' AND reason IN ({marks}))"):
+        return 0
+    (out / CARD).unlink(missing_ok=True)
+    return ledger.retry(reasons)
 
 
-def _sized(position: int, clip: Clip, source: Path) -> Planned:
-    path = source / clip.file
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return Planned(position, clip, 0, LossReason.MISSING_FILE, error.strerror or str(error))
-    if path.is_dir():
-        return Planned(position, clip, 0, LossReason.MISSING_FILE, "is a folder")
-    if size == 0:
-        return Planned(position, clip, 0, LossReason.EMPTY_FILE, "the file has no bytes")
-    return Planned(position, clip, size)
+def _clear_away(out: Path) -> None:
+    for part in out.glob(".*.part"):
+        part.unlink()
+    shutil.rmtree(out / _SCRATCH, ignore_errors=True)
 
 
-def _duplicates(sized: list[Planned], request: BuildConfig) -> dict[int, int]:
-    """For each clip with the content of an earlier one, the position of the first; only equal sizes are hashed."""
-    by_size: dict[int, list[Planned]] = defaultdict(list)
-    for planned in sized:
-        if planned.reason is None:
-            by_size[planned.size].append(planned)
-    candidates = [planned for group in by_size.values() if len(group) > 1 for planned in group]
-    firsts: dict[str, int] = {}
-    duplicates: dict[int, int] = {}
-    with ThreadPoolExecutor(_workers(request)) as pool:
-        digests = pool.map(lambda planned: _digest(request.source / planned.clip.file), candidates)
-        for position, digest in sorted(zip((p.position for p in candidates), digests, strict=True)):
-            first = firsts.setdefault(digest or f"unreadable {position}", position)
-            if first != position:
-                duplicates[position] = first
-    return duplicates
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except PermissionError:
-        return None  # counted when it is probed
-
-
-def _workers(request: BuildConfig) -> int:
-    return request.workers or len(os.sched_getaffinity(0))
-
-
-def _write_shards(
-    remaining: list[Planned], ledger: Ledger, request: BuildConfig, name: str, progress: Progress | None
-) -> None:
-    """Probe what remains and write it, in order; the ledger follows a shard at a time."""
-    by_position = {planned.position: planned for planned in remaining}
-    done: dict[str, Done] = {}
-    lost: list[tuple[int, LossReason, str]] = []
-
-    def settle(shard: str, members: list[tuple[Member, ...]]) -> None:
-        offsets = [medium.offset for medium, _ in members]
-        ledger.settle(shard, zip(done.values(), offsets, strict=True), lost)
-        done.clear()
-        lost.clear()
-
-    total = ledger.one("SELECT count(*) FROM clips")
+def _fill(ledger: Ledger, source: Source, request: BuildConfig, name: str, progress: Progress) -> None:
+    """Prepare what is planned and write it, in order; the ledger follows a shard at a time."""
+    total = ledger.one("SELECT count(*) FROM clips WHERE status <> 'listed'")
+    settled = total - ledger.one("SELECT count(*) FROM clips WHERE status = 'planned'")
     failed = ledger.one("SELECT count(*) FROM clips WHERE status = 'lost'")
-    first = ledger.one("SELECT count(DISTINCT shard) FROM clips WHERE shard IS NOT NULL")
-    tasks = [Task(p.position, str(request.source / p.clip.file), p.size) for p in remaining]
-    results = probe_files(tasks, _workers(request), request.time_limit)
-    writer = ShardWriter(request.out, name, request.samples_per_shard, first=first, finished=settle)
-    with closing(results), writer:
-        for settled, result in enumerate(results, start=total - len(remaining) + 1):
-            if isinstance(result, Lost):
-                logger.debug("%s: %s: %s", by_position[result.position].clip.file, result.reason, result.detail)
-                lost.append((result.position, result.reason, result.detail))
-                failed += 1
-            else:
-                sample = _sample(by_position[result.position].clip, result)
-                done[sample.key] = Done(result.position, sample.key, sample.sha256, sample.kind, sample.probe)
-                writer.write(sample)
-            if progress is not None:
-                progress(settled, total, failed)
-    if lost:
-        ledger.settle("", (), lost)
+    out, waiting = request.folder(), dict[int, Planned]()
+    scratch = out / _SCRATCH
+    scratch.mkdir(exist_ok=True)
+    recipe = Recipe(request.transcode, request.min_frames, str(scratch))
+    tasks = _tasks(ledger, source.root, waiting)
+    workers = request.workers or len(os.sched_getaffinity(0))
+    outlet: Outlet = (
+        InPlace(source.root, ledger) if request.out is None else NewShards(out, name, request.samples_per_shard, ledger)
+    )
+    try:
+        with closing(prepare_all(tasks, recipe, workers, request.time_limit)) as results, outlet:
+            for result in results:
+                planned = waiting.pop(result.position)
+                lost = _take(planned, result, outlet, ledger)
+                if lost is not None:
+                    logger.debug("%s: %s: %s", planned.clip.file, *lost[1:])
+                    outlet.lose(planned, lost)
+                    failed += 1
+                settled += 1
+                progress("building", settled, total, failed)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _sample(clip: Clip, found: Probed) -> Sample:
-    suffix = Path(clip.file).suffix.lower()[1:]
+def _tasks(ledger: Ledger, root: Path, waiting: dict[int, Planned]) -> Iterator[Task]:
+    """The work that is left, each clip noted in `waiting` until its result has come."""
+    for page in ledger.pages("planned"):
+        for planned in page:
+            waiting[planned.position] = planned
+            clip = planned.clip
+            yield Task(
+                position=planned.position,
+                path=str(location(root, clip)),
+                size=planned.size,
+                suffix=Path(clip.file).suffix,
+                offset=clip.inside[1] if clip.inside else None,
+                start=clip.start,
+                end=clip.end,
+            )
+
+
+def _take(planned: Planned, result: Result, outlet: Outlet, ledger: Ledger) -> Loss | None:
+    """Hand a prepared clip to the outlet; the loss where there is none to hand, or the corpus has its content."""
+    if isinstance(result, Lost):
+        return result.position, result.reason, result.detail
+    same = outlet.holder(result.sha256) or ledger.holder(result.sha256)
+    if same is not None:
+        return result.position, LossReason.DUPLICATE, f"same content as {same}"
+    sample = _sample(planned, result)
+    done = Done(result.position, sample.key, sample.sha256, sample.kind, len(sample.media), sample.probe)
+    outlet.add(planned, sample, done)
+    return None
+
+
+def _sample(planned: Planned, found: Prepared) -> Sample:
     return Sample(
         key=f"{found.position:09d}",
         media=found.media,
-        extension=suffix if suffix.isalnum() and suffix.isascii() and suffix != "json" else "bin",
+        extension=found.extension,
         kind=cast("Kind", found.kind),
-        captions=clip.captions,
-        source=clip.file,
+        captions=planned.clip.captions,
+        source=planned.clip.file,
         sha256=found.sha256,
         probe=dict(found.probe),
-        attributes=clip.attributes,
+        attributes=planned.clip.attributes,
     )

@@ -3,7 +3,8 @@
 In a shard a sample is `<key>.<mp4|webm|jpg...>`, the medium byte for byte, and `<key>.json`:
 `captions` (list), `source` (the file it came from), `sha256` (of the medium), `media` ("video" or "image"),
 `probe` (width, height, frames, fps, duration, codec, rotation) and, where the manifest had more columns,
-`attributes` (a flat mapping of text, numbers and truth values). Pure: no media library is needed here.
+`attributes` (a flat mapping of text, numbers and truth values). Shards that others made are read too: there the
+captions are under `caption` or `text`, or in `<key>.txt`. Pure: no media library is needed here.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Kind = Literal["video", "image"]
+
+CAPTION_KEYS = ("captions", "caption", "text")  # ours, video2dataset's, and what others write
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -31,6 +34,7 @@ class LossReason(StrEnum):
     DUPLICATE = "duplicate"
     EMPTY_CAPTION = "empty_caption"
     DAMAGED_SHARD = "damaged_shard"
+    BAD_SPAN = "bad_span"
 
 
 class SampleError(Exception):
@@ -90,6 +94,17 @@ class Samples(Protocol):
         ...
 
 
+def as_captions(value: Any) -> tuple[str, ...]:
+    """The captions that a value holds, as given: one text, or a list of texts; empty ones are left out."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(text) for text in values if text is not None and str(text).strip())
+
+
+def captions_in(tree: dict[str, Any]) -> tuple[str, ...]:
+    """The captions of a json member, ours or an outsider's: the first of CAPTION_KEYS that is filled."""
+    return next((found for key in CAPTION_KEYS if (found := as_captions(tree.get(key)))), ())
+
+
 def content_digest(media: bytes) -> str:
     """The identity of a medium: sha256 of its bytes, 64 hex digits."""
     return hashlib.sha256(media).hexdigest()
@@ -115,9 +130,19 @@ def decode_meta(data: bytes) -> dict[str, Any]:
         tree = json.loads(data)
     except ValueError as error:
         raise SampleError(LossReason.DAMAGED_SHARD, f"the json member is not JSON ({error})") from error
+    if isinstance(tree, dict) and not isinstance(tree.get("captions"), list) and (found := captions_in(tree)):
+        tree["captions"] = list(found)
     if not isinstance(tree, dict) or not isinstance(tree.get("captions"), list):
         raise SampleError(LossReason.DAMAGED_SHARD, "the json member has no list of captions")
     return tree
+
+
+def decode_text(data: bytes) -> dict[str, Any]:
+    """The tree of an outsider's txt member, which is one caption; raises SampleError(DAMAGED_SHARD) for no UTF-8."""
+    try:
+        return {"captions": [data.decode().rstrip("\r\n")]}
+    except UnicodeDecodeError as error:
+        raise SampleError(LossReason.DAMAGED_SHARD, f"the txt member is not UTF-8 ({error})") from error
 
 
 def sample_of(key: str, extension: str, media: bytes, meta: dict[str, Any]) -> Sample:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from configs.errors import UserError
 from data_pipeline.files import disk_errors, part_name, sync_folder, write_whole
 from data_pipeline.index import Member, ShardIndex, encode_index, read_index
-from data_pipeline.schema import LossReason, Sample, SampleError, decode_meta, encode_meta, sample_of
+from data_pipeline.schema import LossReason, Sample, SampleError, decode_meta, decode_text, encode_meta, sample_of
 
 BLOCK = 512
 CARD = "dataset.json"
@@ -30,6 +30,11 @@ _OPEN_FILES = 128
 def shard_name(name: str, number: int) -> str:
     """The file name of a shard: `<name>-000000.tar`."""
     return f"{name}-{number:06d}.tar"
+
+
+def shard_number(shard: str) -> int:
+    """The number in a name that `shard_name` made."""
+    return int(shard.removesuffix(".tar").rpartition("-")[2])
 
 
 class ShardWriter:
@@ -145,7 +150,8 @@ class Corpus:
         )
         self._keys = np.array([key for index in indexes for key in index.keys])
         self._extensions = np.array([extension for index in indexes for extension in index.extensions])
-        # Columns: where the medium begins, its size, where the json member begins, its size; in bytes.
+        self._text: npt.NDArray[np.bool_] = np.concatenate([index.text for index in indexes])
+        # Columns: where the medium begins, its size, where the captions' member begins, its size; in bytes.
         self._spans: npt.NDArray[np.int64] = np.concatenate(
             [np.stack([i.media_offset, i.media_size, i.meta_offset, i.meta_size], 1) for i in indexes]
         )
@@ -210,14 +216,13 @@ class Corpus:
         data = self._bytes(i, begin, max(media_at + media_size, meta_at + meta_size) - begin)
         key, extension = self.key(i), str(self._extensions[i])
         media = self._checked(i, data, media_at - begin, media_size, extension)
-        meta = self._checked(i, data, meta_at - begin, meta_size, "json")
-        return sample_of(key, extension, media, self._parsed(i, meta))
+        return sample_of(key, extension, media, self._parsed(i, data, meta_at - begin, meta_size))
 
     def read_meta(self, i: int) -> dict[str, Any]:
-        """The json member of sample `i` alone; errors as in `read`."""
+        """The json member of sample `i` (or what its txt member says) alone; errors as in `read`."""
         _, _, meta_at, meta_size = (int(value) for value in self._spans[i])
         data = self._bytes(i, meta_at - BLOCK, meta_size + BLOCK)
-        return self._parsed(i, self._checked(i, data, BLOCK, meta_size, "json"))
+        return self._parsed(i, data, BLOCK, meta_size)
 
     def metas(self) -> Iterator[dict[str, Any]]:
         """The json members of all samples, in order."""
@@ -267,15 +272,17 @@ class Corpus:
         name = f"{self._keys[i]}.{extension}".encode()
         if (
             header[257:262] != b"ustar"
-            or header[124:135] != b"%011o" % size
+            or header[124:136].strip(b" \0").rjust(12, b"0") != b"%012o" % size
             or header[: min(100, len(name))] != name[:100]
         ):
             raise self._damaged(i, f"no header of {name.decode()} with {size} bytes stands where the index says")
         return data[at : at + size]
 
-    def _parsed(self, i: int, meta: bytes) -> dict[str, Any]:
+    def _parsed(self, i: int, data: bytes, at: int, size: int) -> dict[str, Any]:
         try:
-            return decode_meta(meta)
+            if self._text[i]:
+                return decode_text(self._checked(i, data, at, size, "txt"))
+            return decode_meta(self._checked(i, data, at, size, "json"))
         except SampleError as error:
             raise self._damaged(i, error.detail) from error
 

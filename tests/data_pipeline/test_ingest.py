@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import resource
@@ -14,11 +15,12 @@ from threading import Timer
 import pytest
 
 from configs.errors import UserError
+from data_pipeline.crew import prepare_all
 from data_pipeline.ingest import BuildConfig, build
-from data_pipeline.manifest import Clip, find_manifest, read_manifest
-from data_pipeline.probing import Lost, Task, probe_files
+from data_pipeline.prepare import Lost, Recipe, Task
 from data_pipeline.schema import LossReason, content_digest
 from data_pipeline.shards import Corpus
+from data_pipeline.sources import Part, open_source
 from data_pipeline.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ def test_every_clip_is_in_a_shard_or_named_as_lost(built, media_folder):
     out, summary, seen = built
     assert (summary.samples, summary.videos, summary.images) == (41, 40, 1)
     assert summary.captions == 43  # clip 3 has its duplicate's too, clip 5 a second row
-    lost = {reason: [loss.file for loss in losses] for reason, losses in summary.lost.items()}
+    lost = {reason: [loss.file for loss in losses.first] for reason, losses in summary.lost.items()}
     cut_reason = next(reason for reason, files in lost.items() if "cut.mp4" in files)
     assert cut_reason in ("not_media", "decode_error")
     lost[cut_reason].remove("cut.mp4")
@@ -57,8 +59,9 @@ def test_every_clip_is_in_a_shard_or_named_as_lost(built, media_folder):
         "empty_caption": ["silent.mp4"],
         "missing_file": ["gone.mp4"],
     }
-    assert seen[-1] == (47, 47, 6)
-    assert [numbers[0] for numbers in seen] == list(range(48 - len(seen), 48))
+    assert seen[-1] == ("building", 47, 47, 6)
+    built = [done for step, done, _, _ in seen if step == "building"]
+    assert built == list(range(48 - len(built), 48))
     corpus = Corpus.open(out)
     by_source = {meta["source"]: (i, meta) for i, meta in enumerate(corpus.metas())}
     assert list(by_source) == [f"c{number:02d}.mp4" for number in range(40)] + ["picture.png"]
@@ -106,7 +109,7 @@ def test_the_card_says_what_is_there(built, media_folder):
     }
     assert card["sizes"] == {"64x48": 15, "64x32": 13, "64x64": 13}
     assert card["shards"] == [f"set-{n:06d}.tar" for n in range(7)]
-    assert card["command"].startswith(f"videomamba data build {media_folder} {built[0]} --csv")
+    assert card["command"].startswith(f"videomamba data build {media_folder} {built[0]} --manifest")
     assert card["hours"] == round(sum(0.1 * (4 + n % 5) for n in range(40)) / 3600, 4)
 
 
@@ -122,7 +125,9 @@ def test_a_finished_build_does_nothing(built, media_folder):
     ("change", "words"),
     [
         ({"samples_per_shard": 7}, "its samples_per_shard is 6, not 7"),
-        ({"caption_column": "colour"}, "its caption_column is caption, not colour"),
+        ({"columns": ("caption=colour",)}, r"its columns is .*'caption'.* not .*'colour'"),
+        ({"min_frames": 2}, "its min_frames is 1, not 2"),
+        ({"transcode": {"short_side": 32}}, "its transcode is None, not"),
     ],
 )
 def test_another_build_into_the_same_folder_is_refused(built, media_folder, change, words):
@@ -136,7 +141,7 @@ def test_a_manifest_that_changed_is_refused(built, media_folder, tmp_path):
     changed = tmp_path / "captions.csv"
     changed.write_text((media_folder / "captions.csv").read_text() + "new.mp4,new,,,\n")
     with pytest.raises(UserError, match=r"manifest is .* not"):
-        build(request(media_folder, built[0], csv=changed))
+        build(request(media_folder, built[0], manifest=changed))
 
 
 def test_a_world_is_named_in_the_card(media_folder, tmp_path):
@@ -144,7 +149,7 @@ def test_a_world_is_named_in_the_card(media_folder, tmp_path):
     (tmp_path / "world.json").write_text('{"version": "7"}')
     (tmp_path / "media" / "a.mp4").write_bytes((media_folder / "c00.mp4").read_bytes())
     (tmp_path / "media" / "list.tsv").write_text("clip\ttext\na.mp4\ta grey clip\n")
-    build(request(tmp_path / "media", tmp_path / "out", file_column="clip", caption_column="text"))
+    build(request(tmp_path / "media", tmp_path / "out", columns=("file=clip,caption=text",)))
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["world"] == {"version": "7"}
 
 
@@ -156,8 +161,8 @@ import json, sys, time
 from pathlib import Path
 from data_pipeline.ingest import BuildConfig, build
 
-def pause(settled, total, lost):
-    if settled == pause_at:
+def pause(step, settled, total, lost):
+    if step == "building" and settled == pause_at:
         Path(sys.argv[3]).touch()
         time.sleep(100)
 
@@ -189,15 +194,25 @@ def wait_for(condition, process):
         time.sleep(0.001)
 
 
-def group_is_empty(process):
+def session_is_empty(process):
+    """Nothing that the process started lives on; its workers lead groups of their own in the same session."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
+        if not session_of(process.pid):
             return True
         time.sleep(0.05)
     return False
+
+
+def session_of(leader):
+    """The processes of a session, zombies apart."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.parametrize("moment", ["ledger.sqlite", "set-000000.idx", "set-000003.tar", 20])
@@ -212,7 +227,7 @@ def test_kill_9_then_the_same_call_gives_the_same_bytes(built, media_folder, tmp
         wait_for((out / moment).exists, process)
     process.kill()
     process.wait()
-    assert group_is_empty(process), "the processes that decode outlive their parent"
+    assert session_is_empty(process), "the processes that decode outlive their parent"
     whole = files_of(built[0])
     for name, data in files_of(out).items():
         assert data == whole[name], f"{name} is half-written under its final name"
@@ -242,7 +257,7 @@ def test_ctrl_c_leaves_nothing_half_written(built, media_folder, tmp_path):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert errors.count("Traceback") == 1, errors  # the parent's KeyboardInterrupt, none of its workers'
-    assert group_is_empty(process)
+    assert session_is_empty(process)
     assert not list(out.glob(".*"))
     build(request(media_folder, out))
     assert files_of(out) == files_of(built[0])
@@ -312,11 +327,11 @@ def tasks(media_folder, tmp_path):
     os.mkfifo(hanging)
     paths = [media_folder / f"c{number:02d}.mp4" for number in range(40)]
     paths[21] = hanging
-    return [Task(position, str(path), 1000) for position, path in enumerate(paths)]
+    return [Task(position, str(path), 1000, ".mp4") for position, path in enumerate(paths)]
 
 
 def test_a_clip_that_takes_too_long_is_one_lost_clip(tasks):
-    results = list(probe_files(tasks, 2, time_limit=3.0))
+    results = list(prepare_all(tasks, Recipe(), 2, time_limit=3.0))
     assert [result.position for result in results] == list(range(40))
     assert [result for result in results if isinstance(result, Lost)] == [
         Lost(21, LossReason.TIMEOUT, "took longer than 3 s")
@@ -326,7 +341,7 @@ def test_a_clip_that_takes_too_long_is_one_lost_clip(tasks):
 def test_a_decoder_that_dies_is_one_lost_clip(tasks):
     kill = Timer(0, lambda: [os.kill(child.pid, signal.SIGKILL) for child in active_children()])
     results = []
-    for result in probe_files(tasks, 1, time_limit=60.0):
+    for result in prepare_all(tasks, Recipe(), 1, time_limit=60.0):
         results.append(result)
         if result.position == 20:
             time.sleep(0.3)
@@ -363,26 +378,28 @@ def test_a_manifest_that_is_wrong(tmp_path, text, words):
 
 
 def test_a_source_that_is_wrong(tmp_path):
-    empty = tmp_path / "empty"
+    empty, other = tmp_path / "empty", tmp_path / "other"
     empty.mkdir()
-    for source, csv, words in [
+    other.mkdir()
+    (other / "notes.md").touch()
+    for source, manifest, words in [
         (tmp_path / "nowhere", None, "no source folder"),
         (empty, None, "is empty"),
-        (tmp_path, None, "no CSV or TSV in"),
-        (tmp_path, tmp_path / "no.csv", "no manifest"),
+        (other, None, "no manifest .* no tar and no media in"),
+        (other, tmp_path / "no.csv", "no manifest"),
         (tmp_path / "nowhere", tmp_path / "no.csv", "no source folder"),
     ]:
         with pytest.raises(UserError, match=words) as failure:
-            build(request(source, tmp_path / "out", csv=csv))
+            build(request(source, tmp_path / "out", manifest=manifest))
         assert failure.value.exit_code == 2
         assert not (tmp_path / "out").exists()
     (tmp_path / "a.csv").touch()
     (tmp_path / "b.tsv").touch()
     with pytest.raises(UserError, match=r"2 manifests \(a.csv, b.tsv\)"):
-        find_manifest(tmp_path)
-    (tmp_path / "latin.csv").write_bytes("file,caption\na.mp4,é\n".encode("latin-1"))
+        open_source(tmp_path)
+    (other / "latin.csv").write_bytes("file,caption\na.mp4,é\n".encode("latin-1"))
     with pytest.raises(UserError, match="UTF-8"):
-        read_manifest(tmp_path / "latin.csv", "file", "caption")
+        list(open_source(other).clips(Part()))
 
 
 def test_a_corpus_of_which_nothing_is_left(tmp_path):
@@ -407,40 +424,3 @@ def test_folders_that_hold_something_else(media_folder, tmp_path):
     (other / "ledger.sqlite").write_text("this is no database" * 100)
     with pytest.raises(UserError, match="cannot be used as a ledger"):
         build(request(media_folder, other))
-
-
-def test_columns_become_attributes_of_their_type(tmp_path):
-    path = tmp_path / "list.csv"
-    path.write_text(
-        "n,x,id,flag,word,caption,file\n1,0.5,007,True,a,red,a.mp4\n2,1e3,12,false,,blue,b.mp4\n,,,,z,green,a.mp4\n"
-    )
-    assert read_manifest(path, "file", "caption") == [
-        Clip("a.mp4", ("red", "green"), {"n": 1, "x": 0.5, "id": "007", "flag": True, "word": "a"}),
-        Clip("b.mp4", ("blue",), {"n": 2, "x": 1000.0, "id": "12", "flag": False}),
-    ]
-
-
-# Verify
-
-
-def test_verify_names_shard_key_and_offset(built, tmp_path):
-    for path in built[0].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    corpus = Corpus.open(tmp_path)
-    with (tmp_path / "set-000002.tar").open("r+b") as file:
-        file.seek(corpus.offset(14) + 50)
-        file.write(b"damage")
-    (fault,) = verify(tmp_path)
-    assert (fault.shard, fault.key, fault.offset) == ("set-000002.tar", corpus.key(14), corpus.offset(14))
-    assert "sha256" in fault.what
-    os.truncate(tmp_path / "set-000004.tar", corpus.offset(27))
-    (tmp_path / "set-000005.tar").unlink()
-    faults = {(fault.shard, fault.key) for fault in verify(tmp_path)}
-    assert {
-        ("set-000002.tar", corpus.key(14)),
-        ("set-000004.tar", None),
-        ("set-000004.tar", corpus.key(27)),
-        ("set-000004.tar", corpus.key(29)),
-        ("set-000005.tar", None),
-    } <= faults
-    assert ("set-000004.tar", corpus.key(26)) not in faults
