@@ -375,7 +375,7 @@ def peak_of_listing(kind, path, ledger):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
 def test_a_long_manifest_is_not_held_in_memory(tmp_path, kind):
-    """Ten times the rows, which as objects take 30 MB more (so a list of them fails), within 12 MB of a tenth of them."""
+    """Ten times the rows, which as objects take 30 MB more: within 12 MB of the peak of a tenth of them."""
     peaks = []
     for count in (4_000, 40_000):
         folder = tmp_path / str(count)
