@@ -5,10 +5,13 @@ Letters: B batch, L length, D channels, N state, K taps of the convolution.
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.ops.dispatch import causal_conv1d, selective_scan
+from pretrain.ops.bidirectional_operators import bidirectional_conv_forward, bidirectional_scan_forward
+from pretrain.ops.dispatch import CPU_TAPS, _check_scan, _expect, causal_conv1d, selective_scan
+from pretrain.ops.selection import choose_backend
 
 
 class Direction(NamedTuple):
@@ -34,10 +37,16 @@ def bidirectional_scan(
 
     The rows (u, delta, z) may be views with adjacent channels, B and C any views. ValueError on shapes that disagree.
     """
+    u_BLD = ahead.u_BLD
+    _expect("the u of back", back.u_BLD, tuple(u_BLD.shape))
+    for u, delta, A, B, C, D, bias in (ahead, back):
+        _check_scan(u, delta, A, B, C, D, z_BLD, bias)
+    if choose_backend(backend, u_BLD.device.type, u_BLD.dtype) == "cpu" and u_BLD.numel():
+        return _kernel_scans(ahead, back, z_BLD, delta_softplus)
     y_BLD = _one_scan(ahead, False, delta_softplus, backend) + _one_scan(back, True, delta_softplus, backend)
     if z_BLD is None:
         return y_BLD
-    return (y_BLD * F.silu(z_BLD)).to(ahead.u_BLD.dtype)
+    return (y_BLD * F.silu(z_BLD)).to(u_BLD.dtype)
 
 
 def bidirectional_conv1d(
@@ -50,6 +59,14 @@ def bidirectional_conv1d(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The causal convolution of both directions, `causal_conv1d` with and without `reverse`: ahead, back (B, L, D)."""
+    for weight, bias in ((weight_DK, bias_D), (weight_b_DK, bias_b_D)):
+        _expect("weight", weight, (x_BLD.shape[2], weight_DK.shape[-1]))
+        _expect("bias", bias, (x_BLD.shape[2],))
+    served = choose_backend(backend, x_BLD.device.type, x_BLD.dtype) == "cpu"
+    if served and weight_DK.shape[1] == CPU_TAPS and x_BLD.numel():
+        x, (bias, bias_b) = x_BLD.to(_row_type(x_BLD)), _floats(bias_D, bias_b_D)
+        pair = bidirectional_conv_forward(x, weight_DK.float(), bias, weight_b_DK.float(), bias_b, silu)
+        return pair[0].to(x_BLD.dtype), pair[1].to(x_BLD.dtype)
     ahead_BLD = causal_conv1d(x_BLD, weight_DK, bias_D, False, silu, backend)
     return ahead_BLD, causal_conv1d(x_BLD, weight_b_DK, bias_b_D, True, silu, backend)
 
@@ -57,3 +74,25 @@ def bidirectional_conv1d(
 def _one_scan(direction: Direction, reverse: bool, delta_softplus: bool, backend: str) -> Tensor:
     u, delta, A, B, C, D, bias = direction
     return selective_scan(u, delta, A, B, C, D, None, bias, delta_softplus, reverse, backend=backend)
+
+
+def _kernel_scans(ahead: Direction, back: Direction, z: Tensor | None, delta_softplus: bool) -> Tensor:
+    """Bring the inputs to the types that the kernels take, and store states only where a gradient will want them."""
+    work = _row_type(ahead.u_BLD, ahead.delta_BLD, back.u_BLD, back.delta_BLD, z)
+    tensors: list[Tensor | None] = []
+    for u, delta, A, B, C, D, bias in (ahead, back):
+        tensors += [u.to(work), delta.to(work), A.float(), B, C, *_floats(D, bias)]
+    tensors.append(None if z is None else z.to(work))
+    save_states = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y: Tensor = bidirectional_scan_forward(*tensors, delta_softplus, save_states)[0]
+    return y.to(ahead.u_BLD.dtype)
+
+
+def _floats(*vectors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.float() for x in vectors]
+
+
+def _row_type(*rows: Tensor | None) -> torch.dtype:
+    """The type in which the kernels read rows: theirs, where it is one that the kernels have."""
+    types = {x.dtype for x in rows if x is not None}
+    return types.pop() if types in ({torch.float32}, {torch.bfloat16}) else torch.float32

@@ -42,6 +42,18 @@ def test_conv_operator_keeps_the_contract(bias):
     torch.library.opcheck(torch.ops.videomamba.conv_forward.default, (x, weight, offset, bias, True))
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_bidirectional_operators_keep_the_contract(full):
+    u, delta, A, B, C, D, z, bias = scan_inputs(full=full)
+    direction = (u, delta, A, B, C, D, bias)
+    arguments = (*direction, *(None if x is None else x.detach().clone().requires_grad_() for x in direction), z)
+    torch.library.opcheck(torch.ops.videomamba.bidirectional_scan_forward.default, (*arguments, True, True))
+    weights = [torch.randn(24, 4, requires_grad=True) for _ in range(2)]
+    offsets = [torch.randn(24, requires_grad=True) if full else None for _ in range(2)]
+    filters = (weights[0], offsets[0], weights[1], offsets[1])
+    torch.library.opcheck(torch.ops.videomamba.bidirectional_conv_forward.default, (u, *filters, True))
+
+
 class Layer(nn.Module):
     """What a mixer does around the scan."""
 

@@ -1,7 +1,8 @@
-// The causal depthwise convolution over four positions, with SiLU, forward and backward.
+// The causal depthwise convolution over four positions, with SiLU: of one direction or of both, forward and backward.
 //
-// A task is one sample and one block of channels; the four weights and the last positions stay in registers.
-// Reversed, the walk starts at the last position, and "earlier" means later in the clip.
+// A task is one sample and one block of channels; it walks the positions once, from the first to the last, and keeps
+// the last four in registers. The four that end at step s are what `ahead` needs for its output at s, and what `back`,
+// which sees the three positions after its own, needs for its output at s - 3. So both read x once.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -11,113 +12,154 @@
 namespace videomamba {
 
 constexpr int64_t TAPS = 4;
+constexpr int64_t REACH = TAPS - 1;
+constexpr int64_t ROWS_AHEAD = 8;  // that are asked for before they are needed
+
+using Window = std::array<Vec, TAPS>;
+
+inline void push(Window& window, Vec newest) {
+  window = {window[1], window[2], window[3], newest};
+}
+
+inline Window no_rows() {
+  return {Vec(0.f), Vec(0.f), Vec(0.f), Vec(0.f)};
+}
+
+// The weights of one direction, (channels, TAPS), and its bias, or null.
+struct Filter {
+  const float *weight, *bias;
+};
+
+// One block of a filter, in the order in which it meets the window: `ahead` has its last weight at the newest
+// position, `back` at the oldest.
+struct Taps {
+  Window w;
+  Vec bias;
+
+  Taps(const Filter& filter, bool back, const Blocks& blocks, int64_t block)
+      : w(no_rows()), bias(filter.bias ? load(filter.bias + block * WIDTH, blocks.lanes(block)) : Vec(0.f)) {
+    const int64_t lanes = blocks.lanes(block);
+    for (int64_t k = 0; k < TAPS; ++k) {
+      float column[WIDTH] = {};
+      for (int64_t lane = 0; lane < lanes; ++lane) column[lane] = filter.weight[(block * WIDTH + lane) * TAPS + k];
+      w[back ? REACH - k : k] = load(column);
+    }
+  }
+  Vec over(const Window& x) const {
+    const Vec older = at::vec::fmadd(w[1], x[1], at::vec::fmadd(w[0], x[0], bias));
+    return at::vec::fmadd(w[3], x[3], at::vec::fmadd(w[2], x[2], older));
+  }
+  // The same weights from an output's gradient back to the position that entered it: the oldest of a window with
+  // three steps to come for `ahead`, the newest of those three steps behind for `back`.
+  Vec onto(const Window& grad) const {
+    const Vec older = at::vec::fmadd(w[2], grad[1], w[3] * grad[0]);
+    return at::vec::fmadd(w[0], grad[3], at::vec::fmadd(w[1], grad[2], older));
+  }
+};
 
 template <typename T>
 struct ConvInput {
   int64_t batch, length;
   Blocks blocks;
   Rows<const T> x;
-  const float* weight;  // (channels, TAPS)
-  const float* bias;  // or null
-  bool reverse, silu;
-
-  int64_t position(int64_t step) const {
-    return reverse ? length - 1 - step : step;
-  }
+  Filter ahead, back;
+  bool silu;
 };
 
-// The taps of one block of channels: w[3] meets the position itself, w[0] the one three before.
 template <typename T>
-struct Taps {
-  Vec w[TAPS], bias;
-
-  Taps(const ConvInput<T>& in, int64_t block) : bias(0.f) {
-    const int64_t lanes = in.blocks.lanes(block), d = block * WIDTH;
-    for (int64_t k = 0; k < TAPS; ++k) {
-      float column[WIDTH] = {};
-      for (int64_t lane = 0; lane < lanes; ++lane) column[lane] = in.weight[(d + lane) * TAPS + k];
-      w[k] = load(column);
-    }
-    if (in.bias) bias = load(in.bias + d, lanes);
-  }
-  Vec operator()(const Vec x[TAPS]) const {
-    Vec a = bias;
-    for (int64_t k = 0; k < TAPS; ++k) a = at::vec::fmadd(w[k], x[k], a);
-    return a;
-  }
+struct ConvOutput {
+  Rows<T> ahead, back;
 };
 
-inline void push(Vec window[TAPS], Vec newest) {
-  for (int64_t k = 0; k + 1 < TAPS; ++k) window[k] = window[k + 1];
-  window[TAPS - 1] = newest;
-}
-
-template <typename T>
-void conv_forward_block(const ConvInput<T>& in, const Rows<T>& y, int64_t b, int64_t block) {
-  const Taps<T> taps(in, block);
+template <bool AHEAD, bool BACK, typename T>
+void conv_forward_block(const ConvInput<T>& in, const ConvOutput<T>& y, int64_t b, int64_t block) {
+  const Taps ahead(AHEAD ? in.ahead : in.back, false, in.blocks, block);
+  const Taps back(BACK ? in.back : in.ahead, true, in.blocks, block);
   const int64_t lanes = in.blocks.lanes(block), d = block * WIDTH;
-  Vec window[TAPS] = {Vec(0.f), Vec(0.f), Vec(0.f), Vec(0.f)};
-  for (int64_t step = 0; step < in.length; ++step) {
-    const int64_t t = in.position(step);
-    push(window, load(in.x.at(b, t, d), lanes));
-    const Vec a = taps(window);
-    store(y.at(b, t, d), in.silu ? a * sigmoid(a) : a, lanes);
+  const auto activate = [&](Vec a) { return in.silu ? a * sigmoid(a) : a; };
+  Window x = no_rows();
+  for (int64_t step = 0; step < in.length + (BACK ? REACH : 0); ++step) {
+    in.x.prefetch(b, step + ROWS_AHEAD, d);
+    push(x, step < in.length ? load(in.x.at(b, step, d), lanes) : Vec(0.f));
+    if constexpr (AHEAD)
+      if (step < in.length) store(y.ahead.at(b, step, d), activate(ahead.over(x)), lanes);
+    if constexpr (BACK)
+      if (step >= REACH) store(y.back.at(b, step - REACH, d), activate(back.over(x)), lanes);
   }
 }
 
+// Gradients of one direction's output (given), of its weights and bias (wanted).
 template <typename T>
-void conv_forward(const ConvInput<T>& in, const Rows<T>& y) {
-  const int64_t blocks = in.blocks.count();
-  at::parallel_for(0, in.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) conv_forward_block(in, y, task / blocks, task % blocks);
-  });
-}
-
-template <typename T>
-struct ConvGradient {
+struct FilterGradient {
   Rows<const T> y;
-  Rows<T> x;
   float* weight;  // (batch, block, TAPS, WIDTH)
   float* bias;  // (batch, block, WIDTH)
 };
 
-// The gradient of x at a position needs those of the three positions after it, so x follows y at a distance of three.
 template <typename T>
-void conv_backward_block(const ConvInput<T>& in, const ConvGradient<T>& grad, int64_t b, int64_t block) {
-  const Taps<T> taps(in, block);
-  const int64_t lanes = in.blocks.lanes(block), d = block * WIDTH;
-  const Vec zero(0.f);
-  Vec window[TAPS] = {zero, zero, zero, zero}, later[TAPS] = {zero, zero, zero, zero};
-  Vec weight[TAPS] = {zero, zero, zero, zero}, bias(0.f);
-  for (int64_t step = 0; step < in.length + TAPS - 1; ++step) {
-    Vec g(0.f);
-    if (step < in.length) {
-      const int64_t t = in.position(step);
-      push(window, load(in.x.at(b, t, d), lanes));
-      g = load(grad.y.at(b, t, d), lanes);
-      if (in.silu) {
-        const Vec a = taps(window), gate = sigmoid(a);
-        g = g * gate * at::vec::fmadd(a, Vec(1.f) - gate, Vec(1.f));
-      }
-      for (int64_t k = 0; k < TAPS; ++k) weight[k] = at::vec::fmadd(g, window[k], weight[k]);
-      bias = bias + g;
-    }
-    push(later, g);
-    if (step < TAPS - 1) continue;
-    Vec grad_x(0.f);
-    for (int64_t k = 0; k < TAPS; ++k) grad_x = at::vec::fmadd(later[k], taps.w[TAPS - 1 - k], grad_x);
-    store(grad.x.at(b, in.position(step - (TAPS - 1)), d), grad_x, lanes);
+struct ConvGradient {
+  FilterGradient<T> ahead, back;
+  Rows<T> x;
+};
+
+// One direction's sums over a walk, and the last gradients before the activation.
+struct ConvSums {
+  Window recent = no_rows(), weight = no_rows();
+  Vec bias = Vec(0.f);
+
+  void add(const Window& x, Vec grad) {
+    push(recent, grad);
+    unroll<TAPS>([&](auto k) C10_ALWAYS_INLINE_ATTRIBUTE { weight[k] = at::vec::fmadd(grad, x[k], weight[k]); });
+    bias = bias + grad;
   }
-  const int64_t row = b * in.blocks.count() + block;
-  for (int64_t k = 0; k < TAPS; ++k) store(grad.weight + (row * TAPS + k) * WIDTH, weight[k]);
-  store(grad.bias + row * WIDTH, bias);
+  void write(float* grad_weight, float* grad_bias, bool back, int64_t row) const {
+    for (int64_t k = 0; k < TAPS; ++k)
+      store(grad_weight + (row * TAPS + k) * WIDTH, weight[back ? REACH - k : k]);
+    store(grad_bias + row * WIDTH, bias);
+  }
+};
+
+inline Vec silu_gradient(Vec a, Vec grad) {
+  const Vec open = sigmoid(a);
+  return grad * open * at::vec::fmadd(a, Vec(1.f) - open, Vec(1.f));
 }
 
-template <typename T>
-void conv_backward(const ConvInput<T>& in, const ConvGradient<T>& grad) {
+template <bool AHEAD, bool BACK, typename T>
+void conv_backward_block(const ConvInput<T>& in, const ConvGradient<T>& grad, int64_t b, int64_t block) {
+  const Taps ahead(AHEAD ? in.ahead : in.back, false, in.blocks, block);
+  const Taps back(BACK ? in.back : in.ahead, true, in.blocks, block);
+  const int64_t lanes = in.blocks.lanes(block), d = block * WIDTH;
+  Window x = no_rows();
+  ConvSums sums_ahead, sums_back;
+  const auto before_activation = [&](const Rows<const T>& grad_y, int64_t t, const Taps& taps) {
+    grad_y.prefetch(b, t + ROWS_AHEAD, d);
+    const Vec g = load(grad_y.at(b, t, d), lanes);
+    return in.silu ? silu_gradient(taps.over(x), g) : g;
+  };
+  for (int64_t step = 0; step < in.length + REACH; ++step) {
+    const int64_t t = step - REACH;
+    const bool inside = step < in.length;
+    in.x.prefetch(b, step + ROWS_AHEAD, d);
+    push(x, inside ? load(in.x.at(b, step, d), lanes) : Vec(0.f));
+    if constexpr (AHEAD) sums_ahead.add(x, inside ? before_activation(grad.ahead.y, step, ahead) : Vec(0.f));
+    if (t < 0) continue;
+    if constexpr (BACK) sums_back.add(x, before_activation(grad.back.y, t, back));
+    Vec grad_x(0.f);
+    if constexpr (AHEAD) grad_x = ahead.onto(sums_ahead.recent);
+    if constexpr (BACK) grad_x = grad_x + back.onto(sums_back.recent);
+    store(grad.x.at(b, t, d), grad_x, lanes);
+  }
+  const int64_t row = b * in.blocks.count() + block;
+  if constexpr (AHEAD) sums_ahead.write(grad.ahead.weight, grad.ahead.bias, false, row);
+  if constexpr (BACK) sums_back.write(grad.back.weight, grad.back.bias, true, row);
+}
+
+// Calls work(sample, block) for all of them, on all threads.
+template <typename T, typename Work>
+void for_each_block(const ConvInput<T>& in, const Work& work) {
   const int64_t blocks = in.blocks.count();
   at::parallel_for(0, in.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) conv_backward_block(in, grad, task / blocks, task % blocks);
+    for (int64_t task = begin; task < end; ++task) work(task / blocks, task % blocks);
   });
 }
 

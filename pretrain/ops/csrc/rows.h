@@ -24,6 +24,10 @@ struct Rows {
   T* at(int64_t b, int64_t t, int64_t d) const {
     return data + b * batch_stride + t * row_stride + d;
   }
+  // Rows lie far apart, so that the processor does not foresee which it will be asked for; any address is harmless.
+  void prefetch(int64_t b, int64_t t, int64_t d) const {
+    __builtin_prefetch(at(b, t, d));
+  }
 };
 
 // The blocks of WIDTH channels that a tensor's last dimension is cut into.
@@ -49,6 +53,13 @@ class Scratch {
     float* taken = next_;
     next_ += floats;
     return taken;
+  }
+  // What was taken after a mark is given back by a reset to it.
+  float* mark() const {
+    return next_;
+  }
+  void reset(float* mark) {
+    next_ = mark;
   }
 
  private:

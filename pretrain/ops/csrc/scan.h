@@ -1,10 +1,16 @@
 // What the forward and the backward scan share: the problem, one chunk of positions, and the recurrence itself.
 //
-// A task is one sample and one block of WIDTH channels. It walks the positions in chunks of CHUNK; the state at the
-// start of every chunk but the first is stored when a gradient is wanted, and the backward pass recomputes the rest.
-// Inside a chunk the states are taken TILE at a time, so that they stay in registers; the number of states is padded
-// to a multiple of TILE with zeros, which add nothing.
+// A task is one sample and a run of blocks of WIDTH channels. It walks the positions in chunks of CHUNK, and a chunk
+// block by block, so that rows are read as they lie in memory. The state at the start of every chunk but the first is
+// stored when a gradient is wanted, and the backward pass recomputes the rest. Inside a chunk the states are taken
+// TILE at a time, so that they stay in registers; the number of states is padded to a multiple of TILE with zeros,
+// which add nothing.
+//
+// A call has one direction or two. Two share the gate and the output: the first leaves its y in float32 for the
+// second, which adds its own.
 #pragma once
+
+#include <ATen/Parallel.h>
 
 #include "rows.h"
 
@@ -33,11 +39,12 @@ struct Shape {
   }
 };
 
+// One direction of a scan.
 template <typename T>
 struct ScanInput {
   Shape shape;
-  Rows<const T> u, delta, z;  // z may be empty
-  const float* decay;  // A * log2(e) as (block, state, WIDTH)
+  Rows<const T> u, delta;
+  const float* decay;  // A * log2(e) as (block, state, WIDTH), finite
   const float* B;  // (batch, length, padded states)
   const float* C;
   const float* skip;  // D, or null
@@ -60,6 +67,20 @@ struct ScanInput {
   }
 };
 
+// One sample and a run of its blocks, and where this direction stands among those of the call.
+struct Task {
+  int64_t batch, begin, end;
+  float* kept;  // y of the first of two directions, (length, blocks of the run, WIDTH)
+  bool first = true, last = true;
+
+  int64_t blocks() const {
+    return end - begin;
+  }
+  float* kept_at(int64_t t, int64_t block) const {
+    return kept + (t * blocks() + block - begin) * WIDTH;
+  }
+};
+
 // One block of channels in one chunk of steps.
 struct Chunk {
   int64_t batch, block, first, steps, lanes;
@@ -71,50 +92,99 @@ struct Chunk {
         first(index * CHUNK),
         steps(std::min(CHUNK, in.shape.length - first)),
         lanes(in.shape.blocks.lanes(block)) {}
+
+  int64_t channel() const {
+    return block * WIDTH;
+  }
 };
 
-// What is known of each step of a chunk before the recurrence runs; every field is (CHUNK, WIDTH). `raw` is delta
-// before softplus.
+// Into how many runs the blocks of a sample are cut, so that all threads have work to the end. Each run has a part of
+// its own, such as the gradients of B and C, that costs about as much as one more block.
+inline int64_t choose_runs(const Shape& shape) {
+  const int64_t threads = at::get_num_threads(), blocks = shape.blocks.count();
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t runs = 1; runs <= std::min(blocks, threads); ++runs) {
+    const int64_t tasks = (shape.batch * runs + threads - 1) / threads;
+    const int64_t cost = tasks * ((blocks + runs - 1) / runs + 1);
+    if (cost < least) least = cost, best = runs;
+  }
+  return best;
+}
+
+// Calls work(task, run, scratch) for every task; each thread has `floats(blocks)` floats of scratch beside `kept`.
+template <typename Floats, typename Work>
+void for_each_task(const Shape& shape, int64_t runs, bool keep, const Floats& floats, const Work& work) {
+  const int64_t blocks = shape.blocks.count(), most = (blocks + runs - 1) / runs;
+  at::parallel_for(0, shape.batch * runs, 1, [&](int64_t begin, int64_t end) {
+    const int64_t kept = keep ? shape.length * most * WIDTH : 0;
+    Scratch scratch(kept + floats(most));
+    float* const y = scratch.take(kept);
+    float* const rest = scratch.mark();
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t run = index % runs;
+      scratch.reset(rest);
+      work(Task{index / runs, blocks * run / runs, blocks * (run + 1) / runs, y}, run, scratch);
+    }
+  });
+}
+
+// What is known of each step of a chunk before the recurrence runs; every field is (CHUNK, WIDTH).
 struct Steps {
-  float *u, *raw, *delta, *drive, *y;
-  static constexpr int64_t FLOATS = 5 * CHUNK * WIDTH;
+  float *u, *delta, *drive, *y;
+  static constexpr int64_t FLOATS = 4 * CHUNK * WIDTH;
 
   explicit Steps(Scratch& scratch)
       : u(scratch.take(CHUNK * WIDTH)),
-        raw(scratch.take(CHUNK * WIDTH)),
         delta(scratch.take(CHUNK * WIDTH)),
-                drive(scratch.take(CHUNK * WIDTH)),
+        drive(scratch.take(CHUNK * WIDTH)),
         y(scratch.take(CHUNK * WIDTH)) {}
 };
 
-// Read u and delta, apply bias and softplus, and start y with D u.
-template <typename T>
-void prepare(const ScanInput<T>& in, const Chunk& chunk, const Steps& s) {
-  const int64_t d = chunk.block * WIDTH;
+// Read u and delta, apply bias and softplus, and start y with D u. `slope`, if wanted: of the softplus, as Steps.
+template <bool SLOPE, typename T>
+void prepare(const ScanInput<T>& in, const Chunk& chunk, const Steps& s, float* slope) {
+  const int64_t d = chunk.channel();
   const Vec bias = in.bias ? load(in.bias + d, chunk.lanes) : Vec(0.f);
   const Vec skip = in.skip ? load(in.skip + d, chunk.lanes) : Vec(0.f);
   for (int64_t k = 0; k < chunk.steps; ++k) {
-    const int64_t t = in.position(chunk.first + k);
+    const int64_t t = in.position(chunk.first + k), at = k * WIDTH;
+    in.u.prefetch(chunk.batch, t, d + WIDTH);
+    in.delta.prefetch(chunk.batch, t, d + WIDTH);
     const Vec u = load(in.u.at(chunk.batch, t, d), chunk.lanes);
-    const Vec raw = load(in.delta.at(chunk.batch, t, d), chunk.lanes) + bias;
-    const Vec delta = in.softplus ? softplus(raw) : raw;
-    store(s.u + k * WIDTH, u);
-    store(s.raw + k * WIDTH, raw);
-    store(s.delta + k * WIDTH, delta);
-    store(s.drive + k * WIDTH, delta * u);
-    store(s.y + k * WIDTH, in.skip ? u * skip : Vec(0.f));
+    Vec delta = load(in.delta.at(chunk.batch, t, d), chunk.lanes) + bias;
+    if (in.softplus) {
+      if constexpr (SLOPE) {
+        Vec gradient;
+        softplus(Vec(delta), delta, gradient);
+        store(slope + at, gradient);
+      } else {
+        delta = softplus(delta);
+      }
+    }
+    store(s.u + at, u);
+    store(s.delta + at, delta);
+    store(s.drive + at, delta * u);
+    store(s.y + at, in.skip ? u * skip : Vec(0.f));
   }
 }
 
-// What the backward pass wants to see again of one tile: the state before each step (and after the last), (CHUNK + 1,
-// TILE, WIDTH), and the factor that each step multiplied it by, (CHUNK, TILE, WIDTH).
+// What the backward pass wants of one tile again: the state before each step and the factor that the step multiplied
+// it by, both (CHUNK, TILE, WIDTH); and the sums over channels of grad_y times the state after it.
 struct Record {
   float *before, *factor;
-  static constexpr int64_t FLOATS = (2 * CHUNK + 1) * TILE * WIDTH;
-
-  explicit Record(Scratch& scratch)
-      : before(scratch.take((CHUNK + 1) * TILE * WIDTH)), factor(scratch.take(CHUNK * TILE * WIDTH)) {}
+  const float* grad_y;
+  float* grad_C;  // (CHUNK, EIGHT_SUMS), `stride` floats from one step to the next
+  int64_t stride;
 };
+
+// Of TILE states, (TILE, WIDTH).
+C10_ALWAYS_INLINE std::array<Vec, TILE> load_tile(const float* from) {
+  return tabulate<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE { return load(from + n * WIDTH); });
+}
+
+C10_ALWAYS_INLINE void store_tile(float* to, const std::array<Vec, TILE>& x) {
+  unroll<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE { store(to + n * WIDTH, x[n]); });
+}
 
 // h = 2^(delta a) h + drive B ;  y += C h, for TILE states over the steps of a chunk. `state` is read and written.
 template <bool RECORD, typename T>
@@ -124,30 +194,30 @@ void scan_tile(const ScanInput<T>& in, const Chunk& chunk, const Steps& s, int64
   const int64_t stride = in.coefficient_stride();
   const float* b = in.B + in.coefficients(chunk.batch, chunk.first) + tile;
   const float* c = in.C + in.coefficients(chunk.batch, chunk.first) + tile;
-  Vec h[TILE], a[TILE];
-  for (int64_t n = 0; n < TILE; ++n) {
-    h[n] = load(state + n * WIDTH);
-    a[n] = load(decay + n * WIDTH);
-  }
+  auto h = load_tile(state);
+  const auto a = load_tile(decay);
   for (int64_t k = 0; k < chunk.steps; ++k, b += stride, c += stride) {
     const Vec delta = load(s.delta + k * WIDTH), drive = load(s.drive + k * WIDTH);
     Vec y = load(s.y + k * WIDTH);
-#pragma GCC unroll 8
-    for (int64_t n = 0; n < TILE; ++n) {
-      const Vec factor = exp2(delta * a[n]);
+    unroll<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE {
+      const Vec factor = exp2_finite(delta * a[n]);
       if constexpr (RECORD) {
         store(record->before + (k * TILE + n) * WIDTH, h[n]);
         store(record->factor + (k * TILE + n) * WIDTH, factor);
       }
       h[n] = at::vec::fmadd(factor, h[n], drive * Vec(b[n]));
       y = at::vec::fmadd(h[n], Vec(c[n]), y);
-    }
+    });
     store(s.y + k * WIDTH, y);
+    if constexpr (RECORD) {
+      const Vec grad_y = load(record->grad_y + k * WIDTH);
+      const auto grad_C = tabulate<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE { return grad_y * h[n]; });
+      add_eight_sums(grad_C, record->grad_C + k * record->stride);
+    }
   }
-  for (int64_t n = 0; n < TILE; ++n) {
-    store(state + n * WIDTH, h[n]);
-    if constexpr (RECORD) store(record->before + (chunk.steps * TILE + n) * WIDTH, h[n]);
-  }
+  store_tile(state, h);
 }
+
+static_assert(TILE == 8, "add_eight_sums takes one tile");
 
 }  // namespace videomamba

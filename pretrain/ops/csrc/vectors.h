@@ -6,8 +6,10 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace videomamba {
 
@@ -15,6 +17,22 @@ using Vec = at::vec::Vectorized<float>;
 using c10::BFloat16;
 
 constexpr int64_t WIDTH = Vec::size();
+// {f(0), ..., f(COUNT - 1)} and, for its effects alone, f(0), ..., f(COUNT - 1): written out, since only vectors that
+// are made in place and indexed by constants stay in registers (an array of Vec would be filled with zeros by a loop).
+template <int64_t COUNT, typename F>
+C10_ALWAYS_INLINE auto tabulate(const F& f) {
+  return [&]<int64_t... N>(std::integer_sequence<int64_t, N...>) C10_ALWAYS_INLINE_ATTRIBUTE {
+    return std::array{f(std::integral_constant<int64_t, N>{})...};
+  }(std::make_integer_sequence<int64_t, COUNT>{});
+}
+
+template <int64_t COUNT, typename F>
+C10_ALWAYS_INLINE void unroll(const F& f) {
+  [&]<int64_t... N>(std::integer_sequence<int64_t, N...>) C10_ALWAYS_INLINE_ATTRIBUTE {
+    (f(std::integral_constant<int64_t, N>{}), ...);
+  }(std::make_integer_sequence<int64_t, COUNT>{});
+}
+
 constexpr float LOG2_E = 1.44269504088896341f;
 constexpr float LN_2 = 0.69314718055994531f;
 
@@ -39,7 +57,12 @@ inline void store(float* p, Vec x, int64_t lanes = WIDTH) {
 }
 
 inline void store(BFloat16* p, Vec x, int64_t lanes = WIDTH) {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
+  if (lanes == WIDTH) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+    return;
+  }
+#elif defined(CPU_CAPABILITY_AVX512)
   if (lanes == WIDTH) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), at::vec::cvtfp32_bf16(x));
     return;
@@ -63,7 +86,7 @@ inline Vec exp2_fraction(Vec r) {
   return at::vec::fmadd(p, r, Vec(1.f));
 }
 
-// 2^x. The scan takes one for every channel, state and position: it is what the time goes into.
+// 2^x, at the infinities as well.
 inline Vec exp2(Vec x) {
 #if defined(CPU_CAPABILITY_AVX512)
   constexpr int NEAREST = 0x8;  // to the nearest integer, raising no exception
@@ -78,6 +101,17 @@ inline Vec exp2(Vec x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 #else
   return x.exp2();
+#endif
+}
+
+// 2^x for finite x; NaN at the infinities. The scan takes one for every channel, state and position: it is what the
+// time goes into, and the subtraction costs half of what `reduce` does.
+inline Vec exp2_finite(Vec x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m512 nearest = _mm512_roundscale_ps(x, 0x8);
+  return _mm512_scalef_ps(exp2_fraction(_mm512_sub_ps(x, nearest)), nearest);
+#else
+  return exp2(x);
 #endif
 }
 
@@ -103,6 +137,13 @@ inline Vec softplus(Vec x) {
   return at::vec::maximum(x, Vec(0.f)) + log1p_fraction(exp(x.abs().neg()));
 }
 
+// log(1 + e^x) and its derivative, from one exponential.
+inline void softplus(Vec x, Vec& value, Vec& slope) {
+  const Vec e = exp(x.abs().neg()), positive = at::vec::maximum(x, Vec(0.f));
+  value = positive + log1p_fraction(e);
+  slope = Vec::blendv(e, Vec(1.f), x >= Vec(0.f)) / (Vec(1.f) + e);
+}
+
 inline float sum(Vec x) {
 #if defined(CPU_CAPABILITY_AVX512)
   return _mm512_reduce_add_ps(x);
@@ -110,5 +151,44 @@ inline float sum(Vec x) {
   return at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return a + b; }, x);
 #endif
 }
+
+// Where the lanes of eight vectors are summed, each vector by itself: two partial sums a vector with AVX-512, one
+// elsewhere. A tree of shuffles does it for the price of less than three instructions a vector.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int64_t EIGHT_SUMS = 16;
+
+inline void add_eight_sums(const std::array<Vec, 8>& v, float* sums) {
+  const auto pair = [](__m512 a, __m512 b) {
+    return _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+  };
+  const auto quad = [](__m512d a, __m512d b) {
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  };
+  const __m512 low = quad(pair(v[0], v[1]), pair(v[2], v[3])), high = quad(pair(v[4], v[5]), pair(v[6], v[7]));
+  const __m512 even = _mm512_shuffle_f32x4(low, high, 0x88), odd = _mm512_shuffle_f32x4(low, high, 0xdd);
+  _mm512_store_ps(sums, _mm512_add_ps(_mm512_load_ps(sums), _mm512_add_ps(even, odd)));
+}
+
+inline float eight_sums(const float* sums, int64_t i) {
+  return sums[i / 4 * 8 + i % 4] + sums[i / 4 * 8 + 4 + i % 4];
+}
+#else
+constexpr int64_t EIGHT_SUMS = 8;
+
+inline void add_eight_sums(const std::array<Vec, 8>& v, float* sums) {
+#if defined(CPU_CAPABILITY_AVX2)
+  const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+  const __m256 even = _mm256_permute2f128_ps(low, high, 0x20), odd = _mm256_permute2f128_ps(low, high, 0x31);
+  _mm256_store_ps(sums, _mm256_add_ps(_mm256_load_ps(sums), _mm256_add_ps(even, odd)));
+#else
+  for (int i = 0; i < 8; ++i) sums[i] += sum(v[i]);
+#endif
+}
+
+inline float eight_sums(const float* sums, int64_t i) {
+  return sums[i];
+}
+#endif
 
 }  // namespace videomamba
