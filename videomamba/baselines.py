@@ -3,9 +3,17 @@
 Letters: B batch, L length, D channels, N state.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pretrain.models.joint import JointModel
 
 
 def eager_scan(
@@ -34,3 +42,46 @@ def eager_scan(
         states.append(state_BDN)
     y_LBD = torch.einsum("lbdn,bln->lbd", torch.stack(states), C_BLN)
     return (y_LBD.transpose(0, 1) + D_D * u_BLD) * F.silu(z_BLD)
+
+
+def faiss_flat(vectors_VE: "NDArray[np.float32]") -> Any:
+    """FAISS's exact index as someone who knows it sets it: matrix products from 20 queries on."""
+    import faiss
+
+    faiss.cvar.distance_compute_blas_threshold = 20
+    index = faiss.IndexFlatIP(vectors_VE.shape[1])
+    index.add(vectors_VE)
+    return index
+
+
+def recalls_by_argsort(clips_VE: "NDArray[np.float32]", texts_VE: "NDArray[np.float32]") -> dict[str, dict[str, float]]:
+    """R@1, 5 and 10 both ways of clips and their texts, one each, as retrieval code commonly has it."""
+    import numpy as np
+
+    scores_VC = clips_VE @ texts_VE.T
+    table = {}
+    for way, scores in (("t2v", scores_VC.T), ("v2t", scores_VC)):
+        order = np.argsort(-scores, axis=1)
+        ranks = np.where(order == np.arange(len(order))[:, None])[1]
+        table[way] = {f"R@{k}": 100.0 * float((ranks < k).mean()) for k in (1, 5, 10)}
+    return table
+
+
+def match_pair_by_pair(
+    model: "JointModel",
+    tokens_VND: "NDArray[np.float16]",
+    hidden_ULD: Tensor,
+    mask_UL: Tensor,
+    pairs: list[tuple[int, int]],
+    batch: int = 16,
+) -> "NDArray[np.float32]":
+    """Match scores (P,) by the model's own decoder, a batch of pairs at a time, as the published code scores them."""
+    import numpy as np
+
+    scores = []
+    for start in range(0, len(pairs), batch):
+        clips, texts = zip(*pairs[start : start + batch], strict=True)
+        tokens = torch.from_numpy(np.ascontiguousarray(tokens_VND[list(clips)])).float()
+        logits = model.match_logits(hidden_ULD[list(texts)], mask_UL[list(texts)], tokens)
+        scores.append(logits[:, 1].float().numpy())
+    return np.concatenate(scores)

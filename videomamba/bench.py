@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from videomamba.bench_retrieval import retrieval
 from videomamba.bench_table import Row, interleave, report, row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -86,3 +87,6 @@ def scan(
 ) -> None:
     """The selective scan against the eager loop of Mamba's own reference."""
     report("scan", list(measure_scan(Size(batch, length, width, state, repeats))), json_file)
+
+
+app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
