@@ -5,21 +5,29 @@ Letters: T frames, C channels, H and W pixels, S side of the square.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from data_pipeline.config import CaptionRule
+from data_pipeline.augment import augment
+from data_pipeline.config import AugmentConfig, CaptionRule
 from data_pipeline.decode import decode_image, decode_video
 from data_pipeline.draws import uniform_np
 from data_pipeline.frame_cache import FrameCache
 from data_pipeline.frames import spread_indices, within_seconds
 from data_pipeline.preprocess import VisualPreprocess
 from data_pipeline.schema import Kind, LossReason, SampleError, Samples
-from data_pipeline.transforms import CROP_DRAWS, crop_box, crop_to_square, from_decoder, to_square
+from data_pipeline.transforms import (
+    CROP_DRAWS,
+    crop_box,
+    crop_to_square,
+    from_decoder,
+    multi_scale_box,
+    to_square,
+)
 
 REMEMBERED = 20_000  # samples whose captions a process keeps, about a kilobyte each
 
@@ -129,20 +137,30 @@ class Draws:
 
 @dataclass(frozen=True)
 class Augment:
-    """What a corpus's training frames go through: a random crop (scale (1, 1): none) and a random mirror image."""
+    """What a corpus's training frames go through: a random crop (scale (1, 1): none), a random mirror image, and
+    whatever else `more` asks for."""
 
     visual: VisualPreprocess
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: bool
+    more: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __call__(self, frames_TCHW: Tensor, draws: Draws, row: int) -> Tensor:
         """uint8 (T, C, S, S), all frames cropped and mirrored alike."""
+        frames = self._cropped(frames_TCHW, draws, row)
+        if self.flip and draws.flip_B[row] < 0.5:
+            frames = frames.flip(-1)
+        return augment(frames, self.more, int(draws.seeds_B[row]), self.visual.mean, self.visual.std)
+
+    def _cropped(self, frames_TCHW: Tensor, draws: Draws, row: int) -> Tensor:
         size, interpolation = self.visual.image_size, self.visual.interpolation
-        if self.scale == (1.0, 1.0):
-            frames = to_square(frames_TCHW, size, self.visual.resize, interpolation)
+        height, width = frames_TCHW.shape[-2:]
+        uniforms = draws.crop_BK[row].tolist()
+        if self.more.crop == "multiscale":
+            box = multi_scale_box(uniforms[:2], height, width, size)
+        elif self.scale == (1.0, 1.0):
+            return to_square(frames_TCHW, size, self.visual.resize, interpolation)
         else:
-            height, width = frames_TCHW.shape[-2:]
-            box = crop_box(draws.crop_BK[row].tolist(), height, width, self.scale, self.ratio)
-            frames = crop_to_square(frames_TCHW, box, size, interpolation)
-        return frames.flip(-1) if self.flip and draws.flip_B[row] < 0.5 else frames
+            box = crop_box(uniforms, height, width, self.scale, self.ratio)
+        return crop_to_square(frames_TCHW, box, size, interpolation)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from configs.loader import Frozen
 from data_pipeline.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation, ResizeRule, Triple, VisualPreprocess
+from data_pipeline.rand_policy import RandAugment
 
 Kind = Literal["video", "image"]
 FrameRuleName = Literal[
@@ -34,7 +35,8 @@ class CorpusConfig(Frozen):
     """One folder of shards and how it takes part.
 
     `weight` is its share of the steps (null: in proportion to its number of batches, so that all corpora go
-    round together). `flip` mirrors clips half of the time: never where direction is what captions tell.
+    round together). `flip` mirrors clips half of the time, and is refused where `directional` says that
+    left and right are what captions or labels tell ("pushing something from left to right").
     `group_by` names attributes; samples with equal values stand together in a batch, `group_size` at a time.
     `unlike_by` names attributes in which the members of a group shall differ, as far as the epoch allows it.
     """
@@ -43,9 +45,19 @@ class CorpusConfig(Frozen):
     kind: Kind = "video"
     weight: float | None = Field(None, gt=0)
     flip: bool = False
+    directional: bool = False
     group_by: tuple[str, ...] = ()
     group_size: int = Field(1, ge=1)
     unlike_by: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _direction_is_not_mirrored(self) -> Self:
+        if self.flip and self.directional:
+            raise ValueError(
+                f"flip mirrors the clips of {self.path}, and directional says that left and right are what is told. "
+                "Use flip: false there, or directional: false if a mirrored clip keeps its captions."
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_have_a_size(self) -> Self:
@@ -76,6 +88,29 @@ class FrameConfig(Frozen):
     first_seconds: float | None = Field(None, gt=0)
 
 
+class AugmentConfig(Frozen):
+    """What training frames go through besides a mirror image; nothing by default but the resized crop.
+
+    `crop` is "resized" (`crop_scale` and `crop_ratio` say how) or "multiscale" (the release's stage 1: 1, 7/8, 3/4 or
+    0.66 of the short side, at one of 13 places). `color_jitter` is the strength of brightness, contrast, saturation
+    and hue. `rand_augment` is a name of timm's, as rand-m7-n4-mstd0.5-inc1. `erase` is the probability with which a
+    box of each clip becomes noise.
+    """
+
+    crop: Literal["resized", "multiscale"] = "resized"
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    rand_augment: str | None = None
+    erase: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _strengths_are_possible(self) -> Self:
+        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+            raise ValueError(f"color_jitter is {list(self.color_jitter)}. Give strengths from 0, the last up to 0.5.")
+        if self.rand_augment is not None:
+            RandAugment.parse(self.rand_augment)
+        return self
+
+
 class DataConfig(Frozen):
     """The corpora of a run and how they become batches.
 
@@ -96,6 +131,7 @@ class DataConfig(Frozen):
     std: Triple = IMAGENET_STD
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    augment: AugmentConfig = AugmentConfig()
     caption: CaptionRule = "random"
     tail: Tail = "drop"
     workers: int = Field(2, ge=0)

@@ -104,7 +104,7 @@ class TrainLoader:
             for corpus, item in zip(corpora, config.train, strict=True)
         ]
         augments = [
-            Augment(source.visual, config.crop_scale, config.crop_ratio, item.flip)
+            Augment(source.visual, config.crop_scale, config.crop_ratio, item.flip, config.augment)
             for source, item in zip(sources, config.train, strict=True)
         ]
         sizes = [len(corpus) for corpus in corpora]

@@ -40,6 +40,26 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
+
+
+def multi_scale_box(uniforms_2: Sequence[float], height: int, width: int, size: int) -> Box:
+    """(top, left, height, width) of TSN's multi-scale crop, from two numbers in [0, 1): a size and a place.
+
+    Both sides are one of MULTI_SCALES of the short side, at most one step apart; a side within two pixels of `size`
+    becomes it. The 13 places are the corners, the centre, the middles of the sides and of the quarters.
+    Source: reference 2.6; Wang et al., "Temporal Segment Networks", GroupMultiScaleCrop.
+    """
+    sides = [int(min(height, width) * scale) for scale in MULTI_SCALES]
+    sides = [size if abs(side - size) < 3 and size <= min(height, width) else max(1, side) for side in sides]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    h, w = pairs[int(uniforms_2[0] * len(pairs))]
+    y, x = (height - h) // 4, (width - w) // 4
+    quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3)]
+    down, right = quarters[int(uniforms_2[1] * len(quarters))]
+    return down * y, right * x, h, w
+
+
 def resize(frames_TCHW: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """uint8 (T, C, *size), anti-aliased; the frames themselves where nothing changes."""
     if frames_TCHW.shape[-2:] == size:
@@ -55,6 +75,16 @@ def to_square(frames_TCHW: Tensor, size: int, rule: ResizeRule, interpolation: I
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return resize(frames_TCHW[..., top : top + side, left : left + side], (size, size), interpolation)
+
+
+def three_crops(frames_TCHW: Tensor, size: int, interpolation: Interpolation) -> Tensor:
+    """uint8 (3, T, C, S, S): the short side resized to S, then the first, middle and last square of the long side."""
+    height, width = frames_TCHW.shape[-2:]
+    short = min(height, width)
+    whole = resize(frames_TCHW, (round(height * size / short), round(width * size / short)), interpolation)
+    room_y, room_x = whole.shape[-2] - size, whole.shape[-1] - size
+    places = [(room_y * view // 2, room_x * view // 2) for view in range(3)]
+    return torch.stack([whole[..., y : y + size, x : x + size] for y, x in places])
 
 
 def crop_to_square(frames_TCHW: Tensor, box: Box, size: int, interpolation: Interpolation) -> Tensor:
