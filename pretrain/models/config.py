@@ -138,9 +138,21 @@ class VisionConfig(Frozen):
         return math.ceil(self.width / 16) if self.dt_rank == "auto" else self.dt_rank
 
 
-class TextConfig(Frozen):
-    """A BERT split in two: `layers` read the text alone, `fusion_layers` attend to the video as well."""
+BERTS: dict[str, dict[str, int]] = {
+    "base": {"width": 768, "heads": 12, "layers": 9, "fusion_layers": 3, "intermediate": 3072},
+    "large": {"width": 1024, "heads": 16, "layers": 19, "fusion_layers": 5, "intermediate": 4096},
+}
+"""The published text towers: name -> sizes, each split where the release splits it."""
 
+
+class TextConfig(Frozen):
+    """A BERT split in two: `layers` read the text alone, `fusion_layers` attend to the video as well.
+
+    `name` stands for a published size, of which any part may be given otherwise (`layers` and `fusion_layers` to
+    split it elsewhere); without it the sizes are those of BERT-base.
+    """
+
+    name: Literal["base", "large"] | None = None
     width: int = Field(default=768, gt=0)
     heads: int = Field(default=12, gt=0)
     layers: int = Field(default=9, ge=0)
@@ -153,6 +165,15 @@ class TextConfig(Frozen):
     attention: Literal["sdpa", "eager"] = "sdpa"
     init: str | None = None
     """A folder with a BERT (config.json and weights) or a hub name; null draws the weights at random."""
+    checkpoint_layers: bool = False
+    """Recompute each layer in the backward pass, as the release does: memory for time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_by_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name") in BERTS:
+            return BERTS[values["name"]] | values
+        return values
 
     @model_validator(mode="after")
     def _rules(self) -> Self:

@@ -6,24 +6,28 @@ B batch, L tokens, D width, V vision tokens, W vision width.
     fusion layers             -> `fuse`: self-attention, cross-attention to vision tokens, feed-forward
     masked-word head          -> `mlm_logits`: tied to the word embedding
 
-BERT's own modules are used as they are (transformers 5); ours is only how they are put together. State-dict
-names are the release's: `bert.*` and `cls.predictions.*`. Source: reference 3.1.
+In a fusion layer the keys and values of cross-attention come from tokens of another width. BERT's own modules are used
+as they are (transformers 5); ours is only how they are put together. State-dict names are the release's: `bert.*` and
+`cls.predictions.*`. Source: reference 3.1.
 """
 
-import logging
-from pathlib import Path
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from configs.errors import UserError
 from data_pipeline.torchvision_shim import ensure_torchvision
+from pretrain.models.bert_weights import load_bert
 from pretrain.models.config import TextConfig
 
 KNOWN_MAJOR = 5
 INIT_STD = 0.02
-log = logging.getLogger(__name__)
+LAYER_TAKES = ["self", "hidden_states", "attention_mask", "encoder_hidden_states"]
+"""What a layer of the BERT that is known here takes, in this order."""
 
 
 def _bert_module() -> Any:
@@ -31,15 +35,21 @@ def _bert_module() -> Any:
     import transformers
 
     if int(transformers.__version__.split(".")[0]) != KNOWN_MAJOR:
-        raise UserError(
-            f"transformers {transformers.__version__} is installed; the text tower is built from the BERT of version "
-            f"{KNOWN_MAJOR}.",
-            f"Run: pip install 'transformers>={KNOWN_MAJOR},<{KNOWN_MAJOR + 1}'",
-        )
+        raise _unknown(transformers.__version__)
     ensure_torchvision()
     from transformers.models.bert import modeling_bert
 
+    if list(inspect.signature(modeling_bert.BertLayer.forward).parameters)[:4] != LAYER_TAKES:
+        raise _unknown(transformers.__version__)
     return modeling_bert
+
+
+def _unknown(version: str) -> UserError:
+    return UserError(
+        f"transformers {version} is installed; the text tower is built from the BERT of version {KNOWN_MAJOR}, whose "
+        f"layers take {', '.join(LAYER_TAKES[1:])}.",
+        f"Run: pip install 'transformers>={KNOWN_MAJOR},<{KNOWN_MAJOR + 1}'",
+    )
 
 
 def bert_config(config: TextConfig, fusion: bool) -> Any:
@@ -95,7 +105,7 @@ class TextTower(nn.Module):
         self.apply(_initialise)
         self._tie()
         if config.init is not None:
-            load_bert(self, config.init)
+            load_bert(self, config)
 
     def _tie(self) -> None:
         """The decoder of the masked-word head is the word embedding; its two biases are one."""
@@ -114,15 +124,20 @@ class TextTower(nn.Module):
         """Text alone: hidden states (B, L, D) after the text layers. The mask is 1 for words, 0 for padding."""
         hidden_BLD: Tensor = self.bert.embeddings(input_ids=input_ids_BL)
         mask = self._mask(attention_mask_BL, hidden_BLD)
-        for layer in self.bert.encoder.layer[: self.config.layers]:
-            hidden_BLD = layer(hidden_BLD, mask)
-        return hidden_BLD
+        return self._through(self.bert.encoder.layer[: self.config.layers], hidden_BLD, mask)
 
     def fuse(self, hidden_BLD: Tensor, attention_mask_BL: Tensor, vision_BVW: Tensor) -> Tensor:
         """Text that has seen the video: hidden states (B, L, D) after the fusion layers, all of V attended to."""
         mask = self._mask(attention_mask_BL, hidden_BLD)
-        for layer in self.fusion_layers():
-            hidden_BLD = layer(hidden_BLD, mask, vision_BVW)
+        return self._through(self.fusion_layers(), hidden_BLD, mask, vision_BVW)
+
+    def _through(self, layers: Iterable[nn.Module], hidden_BLD: Tensor, *seen: Tensor) -> Tensor:
+        """Hidden states after `layers`, each recomputed in the backward pass where the config says so."""
+        for layer in layers:
+            if self.config.checkpoint_layers and self.training:
+                hidden_BLD = checkpoint(layer, hidden_BLD, *seen, use_reentrant=False)
+            else:
+                hidden_BLD = layer(hidden_BLD, *seen)
         return hidden_BLD
 
     def fusion_layers(self) -> nn.ModuleList:
@@ -149,36 +164,3 @@ def _initialise(module: nn.Module) -> None:
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()
-
-
-def load_bert(tower: TextTower, source: str) -> None:
-    """Fill the tower from a folder with a BERT, or from a hub name; cross-attention keeps its own weights.
-
-    Raises UserError where there is no such BERT or its sizes are not the tower's.
-    """
-    _bert_module()
-    from transformers import BertForMaskedLM
-
-    try:
-        released = BertForMaskedLM.from_pretrained(source, local_files_only=Path(source).is_dir())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"text.init '{source}' holds no BERT that can be read: {str(error).splitlines()[0]}",
-            "Give a folder with config.json and model.safetensors of a BertForMaskedLM, or null for random weights.",
-        ) from error
-    given, wanted = released.state_dict(), tower.state_dict()
-    differ = [name for name, value in wanted.items() if name in given and given[name].shape != value.shape]
-    missing = [name for name in wanted if name not in given and ".crossattention." not in name]
-    extra = [name for name in given if name not in wanted and not name.startswith(("bert.pooler.", "cls.seq_"))]
-    if differ or missing or extra:
-        detail = "; ".join(
-            f"{what}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-            for what, names in (("other shape", differ), ("missing", missing), ("left over", extra))
-            if names
-        )
-        raise UserError(
-            f"The BERT in '{source}' does not fit the text tower ({detail}).",
-            "Set text.width, heads, layers + fusion_layers, intermediate, vocab_size and positions to that BERT's.",
-        )
-    tower.load_state_dict({name: value for name, value in given.items() if name in wanted}, strict=False)
-    log.info("text tower: %d tensors from %s, cross-attention new", len(given), source)
