@@ -24,6 +24,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,6 +70,16 @@ class ModelMeta(Frozen):
     joint: JointConfig | None = None
 
 
+class Imported(Frozen):
+    """Where the weights of an imported checkpoint come from: a published file, and what was done to its tensors."""
+
+    file: str
+    sha256: str
+    layout: str
+    target: str
+    notes: tuple[str, ...] = ()
+
+
 class Meta(Frozen):
     """meta.json: where the run stood, what was built, and what every file must hash to."""
 
@@ -80,15 +91,14 @@ class Meta(Frozen):
     zero_stage: int
     model: ModelMeta
     counters: dict[str, Any] = {}
+    imported: Imported | None = None
     versions: dict[str, str]
     files: dict[str, str] = {}
 
 
 def versions() -> dict[str, str]:
     """The versions that wrote a checkpoint."""
-    import deepspeed
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "deepspeed": deepspeed.__version__}
+    return {"python": platform.python_version(), "torch": torch.__version__, "deepspeed": version("deepspeed")}
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -254,9 +264,26 @@ def _complete(
     aside: Path,
     final: Path,
 ) -> None:
+    publish(named, to_yaml(config), meta, preprocess, tokenizer, aside, final)
+    write_whole(final.parent / LATEST, f"{final.name}\n".encode())
+
+
+def publish(
+    named: dict[str, Tensor],
+    config_yaml: str,
+    meta: Meta,
+    preprocess: Preprocess,
+    tokenizer: Path | None,
+    aside: Path,
+    final: Path,
+) -> None:
+    """Complete the checkpoint begun in the folder `aside` and give it its name, once all of it is on the disk.
+
+    `meta.files` is filled here, from everything in `aside`. Raises UserError if the disk is full.
+    """
     with writing(final):
         save_file(_apart(named), aside / "model.safetensors", metadata={"format": "pt"})
-        (aside / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        (aside / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (aside / "preprocess.json").write_text(json.dumps(preprocess.model_dump(mode="json"), indent=2))
         if tokenizer is not None:
             shutil.copytree(tokenizer, aside / "tokenizer")
@@ -272,7 +299,6 @@ def _complete(
             shutil.rmtree(final)
         aside.rename(final)
         sync_folder(final.parent)
-    write_whole(final.parent / LATEST, f"{final.name}\n".encode())
 
 
 def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -325,19 +351,35 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def load_model(path: str | Path, device: str = "cpu") -> tuple["VideoMamba | JointModel", PretrainConfig, Preprocess]:
+def load_model(
+    path: str | Path, device: str = "cpu"
+) -> tuple["VideoMamba | JointModel", PretrainConfig | None, Preprocess]:
     """The model of a run or checkpoint folder, in eval mode, with the run's config and its preprocessing.
 
-    Stage 1 gives a VideoMamba, stage 2 a JointModel. `resolve(path) / "tokenizer"` is where stage 2's tokens are.
+    Stage 1 gives a VideoMamba, stage 2 a JointModel, whose tokens `tokenizer_of` finds. An imported model has no run
+    and no config (`meta.imported` says where it is from).
     Raises UserError for a folder without a checkpoint, or a damaged one.
     """
     folder = resolve(path)
     meta = verify(folder)
-    config = validate(read_tree(folder / "config.yaml"), PretrainConfig, str(folder / "config.yaml"))
+    config = None
+    if meta.imported is None:
+        config = validate(read_tree(folder / "config.yaml"), PretrainConfig, str(folder / "config.yaml"))
     preprocess = validate(json.loads((folder / "preprocess.json").read_text()), Preprocess, str(folder))
     model = build_model(meta.model)
     model.load_state_dict(load_weights(folder))
     return model.to(device).eval(), config, preprocess
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """The tokenizer's folder in a checkpoint folder of stage 2. UserError where it was imported without one."""
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.is_dir():
+        raise UserError(
+            f"{folder} has no tokenizer, so it cannot read text.",
+            "Import it again with --tokenizer, a folder or a vocab.txt (bert-base-uncased's for the published models).",
+        )
+    return tokenizer
 
 
 def build_model(meta: ModelMeta) -> "VideoMamba | JointModel":

@@ -1,8 +1,8 @@
-"""`videomamba pretrain`, `videomamba teacher` and `videomamba checkpoint inspect`; torch is imported only to train."""
+"""`videomamba pretrain`, `teacher`, `checkpoint inspect` and `checkpoint convert`; torch is imported only to train."""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -80,12 +80,12 @@ def teacher(config: Config, overrides: Overrides = None) -> None:
 
 
 checkpoint_app = typer.Typer(no_args_is_help=True)
-app.add_typer(checkpoint_app, name="checkpoint", help="Look into checkpoints.")
+app.add_typer(checkpoint_app, name="checkpoint", help="Look into checkpoints, or write one in a published layout.")
 
 
 @checkpoint_app.callback()
 def _checkpoints() -> None:
-    """Look into checkpoints."""
+    """Look into checkpoints, or write one in a published layout."""
 
 
 @checkpoint_app.command("inspect", epilog="Example: videomamba checkpoint inspect runs/stage1")
@@ -107,6 +107,7 @@ def checkpoint_inspect(
         ("config", f"{meta.config} (config.yaml beside it)"),
         ("model", f"{meta.model.kind}, {len(weights)} tensors, {count:,} numbers"),
         ("files", f"{len(meta.files)}, {size / 2**20:.1f} MiB, all as written"),
+        *([] if meta.imported is None else [("from", f"{meta.imported.file}, sha256 {meta.imported.sha256}")]),
         ("versions", ", ".join(f"{package} {version}" for package, version in meta.versions.items())),
         (
             "data",
@@ -119,3 +120,19 @@ def checkpoint_inspect(
             typer.echo(
                 f"  {name:<64}{'x'.join(str(n) for n in tensor.shape):<20}{str(tensor.dtype).removeprefix('torch.')}"
             )
+
+
+@checkpoint_app.command("convert", epilog="Example: videomamba checkpoint convert runs/stage2 videomamba_m16.pth")
+def checkpoint_convert(
+    path: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="The file to write: .pth or .safetensors.")],
+    layout: Annotated[
+        Literal["image", "video", "masked", "joint"] | None,
+        typer.Option(help="Default: the one that has a place for all of it."),
+    ] = None,
+) -> None:
+    """Write a checkpoint's weights in a published layout, for the release's own code."""
+    from pretrain.released.back import convert
+
+    for line in convert(path, out, layout):
+        typer.echo(line)

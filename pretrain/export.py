@@ -24,7 +24,7 @@ from torch import Tensor
 from configs.errors import UserError
 from data_pipeline.files import sync_folder
 from data_pipeline.preprocess import TextPreprocess, VisualPreprocess
-from pretrain.checkpoint import Preprocess, load_model, read_meta, resolve, writing
+from pretrain.checkpoint import Preprocess, load_model, read_meta, resolve, tokenizer_of, writing
 from pretrain.config import PretrainConfig
 from pretrain.encoder import PREPROCESS
 from pretrain.export_card import model_card
@@ -70,6 +70,7 @@ def export(checkpoint: str | Path, out: str | Path, result: Path | None = None) 
     model, config, preprocess = load_model(folder)
     if not isinstance(model, JointModel) or preprocess.text is None:
         raise UserError(f"{folder} is a checkpoint of stage 1, which has no text encoder.", "Give one of stage 2.")
+    tokenizer_of(folder)
     meta = read_meta(folder)
     aside = target.with_name(f".{target.name}.part")
     with writing(target):
@@ -77,7 +78,7 @@ def export(checkpoint: str | Path, out: str | Path, result: Path | None = None) 
         aside.mkdir(parents=True)
         try:
             counts = _write(model, config, preprocess, preprocess.text, folder, aside, result)
-            video, text = check(model, preprocess.visual, preprocess.text, folder / "tokenizer", aside)
+            video, text = check(model, preprocess.visual, preprocess.text, tokenizer_of(folder), aside)
             summary = ExportSummary(
                 str(target), str(folder), meta.files["model.safetensors"], meta.step, video, text, *counts
             )
@@ -109,7 +110,7 @@ def _put(aside: Path, target: Path) -> None:
 
 def _write(
     model: JointModel,
-    config: PretrainConfig,
+    config: PretrainConfig | None,
     preprocess: Preprocess,
     text: TextPreprocess,
     folder: Path,
@@ -123,7 +124,7 @@ def _write(
         "text": {"text": text.model_dump(mode="json"), "digest": text.digest},
     }
     results = json.loads(result.read_text()) if result is not None else None
-    shutil.copytree(folder / "tokenizer", aside / "text")
+    shutil.copytree(tokenizer_of(folder), aside / "text")
     counts = []
     for part, exported in (("video", video_model), ("text", text_model)):
         (aside / part).mkdir(exist_ok=True)

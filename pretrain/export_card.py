@@ -46,9 +46,12 @@ model(**tokenizer(["a dog catches a frisbee"], return_tensors="pt")).embedding
 }
 
 
-def model_card(part: str, config: PretrainConfig, meta: Meta, result: dict[str, Any] | None) -> str:
-    """README.md of the `video` or `text` folder; `result` is what a result.json holds."""
-    data = "\n".join(f"- {_corpus(corpus.path, corpus.kind)}" for corpus in config.data.train)
+def model_card(part: str, config: PretrainConfig | None, meta: Meta, result: dict[str, Any] | None) -> str:
+    """README.md of the `video` or `text` folder; `result` is what a result.json holds.
+
+    `config` is the run's, None for an imported model.
+    """
+    embed = meta.model.joint.embed if meta.model.joint is not None else "unknown"
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -57,22 +60,40 @@ tags: [video-text-retrieval, videomamba]
 
 # VideoMamba, {part} encoder
 
-One half of a pair of encoders that put clips and sentences into one space of {config.embed} numbers (VideoMamba,
+One half of a pair of encoders that put clips and sentences into one space of {embed} numbers (VideoMamba,
 arXiv 2403.06977). Both halves come from one checkpoint and belong together.
 
 ## Use
 {_LOAD[part]}
 
 ## Training
-Task {meta.task}, step {meta.step} of {config.steps}, global batch {config.data.batch}, {meta.ranks} rank(s), seed
-{config.seed}, precision {config.precision}. Weights: sha256 `{meta.files.get("model.safetensors", "unknown")}`.
-
-Data:
-{data}
+{_training(config, meta)}
+Weights: sha256 `{meta.files.get("model.safetensors", "unknown")}`.
 
 ## Results
 {_results(result)}
+{"" if config is None else _run(config)}"""
 
+
+def _training(config: PretrainConfig | None, meta: Meta) -> str:
+    """The run that made the weights, or the file that they were imported from."""
+    if config is None:
+        source = meta.imported
+        if source is None:
+            return "Unknown."
+        done = "\n".join(f"- {note}" for note in source.notes)
+        return f"Not trained here: imported from `{source.file}` (sha256 `{source.sha256}`).\n\n{done}\n"
+    data = "\n".join(f"- {_corpus(corpus.path, corpus.kind)}" for corpus in config.data.train)
+    return f"""Task {meta.task}, step {meta.step} of {config.steps}, global batch {config.data.batch},
+{meta.ranks} rank(s), seed {config.seed}, precision {config.precision}.
+
+Data:
+{data}
+"""
+
+
+def _run(config: PretrainConfig) -> str:
+    return f"""
 ## The run's config
 ```yaml
 {to_yaml(config).strip()}

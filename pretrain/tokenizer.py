@@ -102,9 +102,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json`, or BERT's `vocab.txt` alone. UserError if neither is there."""
+    """The tokenizer of a folder (`tokenizer.json`, or BERT's `vocab.txt` alone), or of a vocab.txt by its own path.
+
+    Raises UserError if neither is there, or a special token of BERT's is not in it.
+    """
     folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
+    if folder.is_file():
+        tokenizer = _from_vocabulary(folder)
+    elif (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.txt").is_file():
         tokenizer = _from_vocabulary(folder / "vocab.txt")

@@ -15,7 +15,7 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.loader import digest
 from data_pipeline.preprocess import TextPreprocess, TextRule, VisualPreprocess
-from pretrain.checkpoint import Meta, load_model, read_meta, resolve
+from pretrain.checkpoint import Meta, load_model, read_meta, resolve, tokenizer_of
 from pretrain.models.joint import JointModel
 from pretrain.tokenizer import load_tokenizer, tokenize
 
@@ -61,7 +61,7 @@ class Encoders:
                 f"{folder} is a checkpoint of stage 1, which has no text encoder.",
                 "Give the folder of a stage-2 run (`videomamba checkpoint inspect` says what a folder holds).",
             )
-        tokenizer = load_tokenizer(folder / "tokenizer")
+        tokenizer = load_tokenizer(tokenizer_of(folder))
         return cls(model, preprocess.visual, preprocess.text, tokenizer, folder, read_meta(folder), place, precision)
 
     def reading(self, max_tokens: int, clean: TextRule | None, first_seconds: float | None) -> "Encoders":

@@ -11,7 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pretrain.models.config import JointConfig, TextConfig, VisionConfig
+from pretrain.models.config import VisionConfig
+from pretrain.models.joint import JointModel
+from pretrain.released.config import ImportConfig
+from pretrain.released.fit import Fitted, fit
 
 OUTPUT, GRADIENT = 1e-5, 2e-5
 
@@ -31,7 +34,7 @@ class Golden:
         return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def vision(self, **options: Any) -> VisionConfig:
-        """The encoder that the file's own config and shapes describe, with the released options."""
+        """The encoder that the file's own config and shapes describe (for files without a whole model)."""
         c = self.config
         sizes = {
             "width": c["embed_dim"], "depth": c.get("depth", 1), "frames": c.get("num_frames", 1),
@@ -39,18 +42,25 @@ class Golden:
             "d_state": next(v for k, v in self.tensors.items() if k.endswith("A_log")).shape[1],
             "expand": c.get("expand", 2), "d_conv": c.get("d_conv", 4),
         }  # fmt: skip
-        return VisionConfig(**sizes, align_source="released", **options)
+        return VisionConfig(**sizes, **options)
 
-    def joint(self) -> JointConfig:
-        bert = self.config["bert"]
-        text = TextConfig(
-            width=bert["hidden_size"], heads=bert["num_attention_heads"], intermediate=bert["intermediate_size"],
-            layers=bert["fusion_layer"], fusion_layers=bert["num_hidden_layers"] - bert["fusion_layer"],
-            vocab_size=bert["vocab_size"], dropout=bert["hidden_dropout_prob"], max_tokens=self["input_ids"].shape[1],
-            positions=self["weight.text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
-        )  # fmt: skip
-        vision = self.vision(align_width=self.config["clip_output_dim"])
-        return JointConfig(vision=vision, text=text, embed=self.config["embed"])
+    def loaded(self, target: str, **options: Any) -> Fitted:
+        """The model of the file, its weights read as any published file's are; the file's config must agree."""
+        c, bert = self.config, self.config["bert"]
+        heads = bert["num_attention_heads"] if target == "stage2" else None
+        made = fit(self.under("weight."), ImportConfig(target=target, heads=heads, **options))
+        vision = made.meta.vision
+        sizes = (vision.width, vision.depth, vision.frames, vision.image_size, vision.patch_size, vision.tubelet)
+        assert sizes == tuple(
+            c[key] for key in ("embed_dim", "depth", "num_frames", "img_size", "patch_size", "tubelet")
+        )
+        if isinstance(made.model, JointModel):
+            text = made.model.config.text
+            assert (text.layers, text.layers + text.fusion_layers) == (bert["fusion_layer"], bert["num_hidden_layers"])
+            for module in made.model.modules():  # the file was made without dropout, which no shape tells
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = bert["hidden_dropout_prob"]
+        return made
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ import torch
 from torch.nn import functional as F
 
 from pretrain.losses import alignment_loss
-from pretrain.models.videomamba import VideoMamba
 
 
 def test_stage1_encoder(golden, errors, visible):
     file = golden("stage1_encoder")
-    model = VideoMamba(file.vision(align_width=file.config["clip_output_dim"]))
-    model.load_state_dict(file.under("weight."))
+    model = file.loaded("stage1").model
     model.train()
     student = model.align(model(file["video"], visible(file["mask"])))
     loss = alignment_loss(student, file["target"])
@@ -22,9 +20,7 @@ def test_stage1_encoder(golden, errors, visible):
 
 def test_the_last_layer_learns_where_alignment_takes_the_output(golden, visible):
     file = golden("stage1_encoder")
-    config = file.vision(align_width=file.config["clip_output_dim"]).model_copy(update={"align_source": "output"})
-    model = VideoMamba(config)
-    model.load_state_dict(file.under("weight."))
+    model = file.loaded("stage1", align_source="output").model
     alignment_loss(model.align(model(file["video"], visible(file["mask"]))), file["target"]).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not torch.any(p.grad)]
     assert not silent

@@ -11,8 +11,7 @@ from pretrain.losses import (
     mlm_loss,
     similarity,
 )
-from pretrain.models.joint import JointModel
-from pretrain.released import from_released, to_released
+from pretrain.released.back import to_released
 
 
 @pytest.fixture
@@ -21,10 +20,13 @@ def file(golden):
 
 
 @pytest.fixture
-def model(file):
-    joint = JointModel(file.joint())
-    joint.load_state_dict(from_released(file.under("weight.")))
-    return joint
+def loaded(file):
+    return file.loaded("stage2")
+
+
+@pytest.fixture
+def model(loaded):
+    return loaded.model
 
 
 @torch.no_grad()
@@ -115,7 +117,7 @@ def test_every_parameter_learns_from_some_loss(file, model, visible):
     assert not silent
 
 
-def test_the_released_state_dict_goes_there_and_back(file, model):
-    back, theirs = to_released(model.state_dict()), file.under("weight.")
+def test_the_released_state_dict_goes_there_and_back(file, loaded):
+    back, theirs = to_released(loaded.model.state_dict(), loaded.meta)[0], file.under("weight.")
     assert back.keys() == theirs.keys()
     assert all(back[name].shape == value.shape and back[name].equal(value) for name, value in theirs.items())
