@@ -3,7 +3,7 @@
 Letters: B clips of this rank, C channels, T frames, H and W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -11,16 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from configs.errors import UserError
 from data_pipeline.clips import Augment, ClipSource, Draws, Meta
 from data_pipeline.config import CaptionRule, FrameConfig
 from data_pipeline.draws import derive
 from data_pipeline.frames import choose, middle_of, shuffled_order
+from data_pipeline.lost import BadSamples, Loss
 from data_pipeline.order import BatchPlan, substitute
 from data_pipeline.preprocess import VisualPreprocess
-from data_pipeline.schema import Kind, LossReason, SampleError
+from data_pipeline.schema import Kind, SampleError
+from data_pipeline.shared_memory import Watch
 from data_pipeline.transforms import to_square
 
 MAX_ATTEMPTS = 20  # substitutes tried for one sample before the corpus is called unusable
@@ -28,13 +29,12 @@ MAX_ATTEMPTS = 20  # substitutes tried for one sample before the corpus is calle
 Control = Literal["normal", "shuffled", "repeated"]
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A sample that could not be used: why, where it lies, and what was seen."""
+Allocate = Callable[[tuple[int, ...]], Tensor]
 
-    reason: LossReason
-    location: str
-    detail: str
+
+def fresh(shape: tuple[int, ...]) -> Tensor:
+    """Memory of this process for the frames of a batch, uint8."""
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 @dataclass
@@ -79,8 +79,8 @@ class Batch:
             index=self.index[cut],
         )
 
-    def pin_memory(self) -> "Batch":
-        """The same batch with its frames in pinned memory, as DataLoader asks of its own types."""
+    def pinned(self) -> "Batch":
+        """The same batch with its frames in pinned memory."""
         self.frames = self.frames.pin_memory()
         return self
 
@@ -96,9 +96,11 @@ class _Filled:
     index: int
 
 
-def _assemble(filled: Sequence[_Filled], kind: Kind, step: int, corpus: int, visual: VisualPreprocess) -> Batch:
+def _assemble(
+    filled: Sequence[_Filled], kind: Kind, step: int, corpus: int, visual: VisualPreprocess, allocate: Allocate
+) -> Batch:
     size = visual.image_size
-    frames_BCTHW = torch.empty((len(filled), 3, visual.frames, size, size), dtype=torch.uint8)
+    frames_BCTHW = allocate((len(filled), 3, visual.frames, size, size))
     for place, clip in enumerate(filled):
         frames_BCTHW[place].copy_(clip.frames.transpose(0, 1))
     return Batch(
@@ -116,7 +118,7 @@ def _assemble(filled: Sequence[_Filled], kind: Kind, step: int, corpus: int, vis
     )
 
 
-class TrainBatches(Dataset[Any]):
+class TrainBatches:
     """plan -> Batch, in a worker (or here, without workers); a UserError comes back as a value."""
 
     def __init__(
@@ -132,8 +134,15 @@ class TrainBatches(Dataset[Any]):
         self.sizes = list(sizes)
         self.rule = rule
         self.caption = caption
+        self.bad = BadSamples()
 
-    def __getitem__(self, plan: BatchPlan) -> Batch | UserError:
+    def watched_by(self, watch: Watch) -> None:
+        """Say to `watch` what is being decoded."""
+        for source in self.sources:
+            source.watch = watch
+
+    def make(self, plan: BatchPlan, allocate: Allocate = fresh) -> Batch | UserError:
+        """The batch of a plan, its frames in memory from `allocate`."""
         source = self.sources[plan.corpus]
         losses: list[Loss] = []
         draws = Draws.of(plan.seeds, source.visual.frames)
@@ -141,7 +150,7 @@ class TrainBatches(Dataset[Any]):
             filled = [self._fill(plan, draws, row, losses) for row in range(len(plan))]
         except UserError as error:
             return error
-        batch = _assemble(filled, source.kind, plan.step, plan.corpus, source.visual)
+        batch = _assemble(filled, source.kind, plan.step, plan.corpus, source.visual, allocate)
         batch.losses = losses
         return batch
 
@@ -157,7 +166,7 @@ class TrainBatches(Dataset[Any]):
             try:
                 return self._read(plan.corpus, index, draws, row_of)
             except SampleError as error:
-                losses.append(Loss(error.reason, source.corpus.location(index), error.detail))
+                losses.append(Loss.of(plan.corpus, source.corpus, index, error))
         raise UserError(
             f"{MAX_ATTEMPTS + 1} samples in a row could not be used, the last being {losses[-1].location} "
             f"({losses[-1].reason.value}: {losses[-1].detail}).",
@@ -167,6 +176,7 @@ class TrainBatches(Dataset[Any]):
 
     def _read(self, corpus: int, index: int, draws: Draws, row: int) -> _Filled:
         source = self.sources[corpus]
+        self.bad.require_good(corpus, index)
         meta = source.meta(index)
         wanted = partial(choose, self.rule, T=source.visual.frames, uniforms_T=draws.frames_BT[row])
         frames = self.augments[corpus](source.frames(index, wanted), draws, row)
@@ -174,7 +184,7 @@ class TrainBatches(Dataset[Any]):
         return _Filled(meta, caption, frames, int(draws.seeds_B[row]), index)
 
 
-class EvalBatches(Dataset[Any]):
+class EvalBatches:
     """(batch number, first, last + 1) -> Batch of the corpus in its own order; lost samples are left out.
 
     Frames are the middle ones of T intervals; "shuffled" puts them in a drawn, wrong order, "repeated" shows the
@@ -185,8 +195,14 @@ class EvalBatches(Dataset[Any]):
         self.source = source
         self.control = control
         self.seed = seed
+        self.bad = BadSamples()
 
-    def __getitem__(self, span: tuple[int, int, int]) -> Batch | UserError:
+    def watched_by(self, watch: Watch) -> None:
+        """Say to `watch` what is being decoded."""
+        self.source.watch = watch
+
+    def make(self, span: tuple[int, int, int], allocate: Allocate = fresh) -> Batch | UserError:
+        """The batch of a span, its frames in memory from `allocate`."""
         number, start, stop = span
         filled: list[_Filled] = []
         losses: list[Loss] = []
@@ -194,14 +210,15 @@ class EvalBatches(Dataset[Any]):
             try:
                 filled.append(self._read(index))
             except SampleError as error:
-                losses.append(Loss(error.reason, self.source.corpus.location(index), error.detail))
+                losses.append(Loss.of(0, self.source.corpus, index, error))
             except UserError as error:
                 return error
-        batch = _assemble(filled, self.source.kind, number, 0, self.source.visual)
+        batch = _assemble(filled, self.source.kind, number, 0, self.source.visual, allocate)
         batch.losses = losses
         return batch
 
     def _read(self, index: int) -> _Filled:
+        self.bad.require_good(0, index)
         visual = self.source.visual
         meta = self.source.meta(index)
         seed = derive(self.seed, "eval", index)

@@ -5,6 +5,7 @@ Letters: T frames, C channels, H and W pixels, S side of the square.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ from data_pipeline.draws import uniform_np
 from data_pipeline.frame_cache import FrameCache
 from data_pipeline.frames import spread_indices, within_seconds
 from data_pipeline.preprocess import VisualPreprocess
-from data_pipeline.schema import Kind, LossReason, SampleError, Samples
+from data_pipeline.schema import Kind, LossReason, Sample, SampleError, Samples
+from data_pipeline.shared_memory import Watch
 from data_pipeline.transforms import (
     CROP_DRAWS,
     crop_box,
@@ -50,13 +52,20 @@ class Meta:
 
 
 class ClipSource:
-    """The samples of a corpus, with an optional frame cache in front of the decoder; all faults are SampleErrors."""
+    """The samples of a run's `number`-th corpus, with an optional frame cache in front of the decoder.
 
-    def __init__(self, corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: FrameCache | None = None) -> None:
+    All faults of content are SampleErrors. `watch`, where there is one, is told which sample is being decoded.
+    """
+
+    def __init__(
+        self, corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: FrameCache | None = None, number: int = 0
+    ) -> None:
         self.corpus = corpus
+        self.number = number
         self.kind = kind
         self.visual = visual
         self.cache = cache
+        self.watch: Watch | None = None
         self._remembered: dict[int, Meta] = {}
 
     def meta(self, index: int) -> Meta:
@@ -104,7 +113,12 @@ class ClipSource:
         return held
 
     def _decode(self, index: int, choose: Choose) -> Tensor:
-        sample = self.corpus.read(index)
+        sample = self.corpus.read(index)  # not watched: a slow disk or network is no fault of the sample
+        with nullcontext() if self.watch is None else self.watch.over(self.number, index):
+            return self.decode(sample, choose)
+
+    def decode(self, sample: Sample, choose: Choose) -> Tensor:
+        """The chosen frames of a sample that was read, uint8 (T, C, H, W)."""
         if self.kind == "image":
             return from_decoder(decode_image(sample.media))
         return from_decoder(decode_video(sample.media, choose, count=sample.probe.get("frames")))

@@ -28,6 +28,7 @@ TIMED_RULES = ("dense", "fps", "released_fps")  # these ask for frames at a pace
 Tail = Literal["drop", "wrap"]
 CaptionRule = Literal["random", "first"]
 
+DECODE_TIMEOUT = 60.0  # seconds
 MAX_CACHE_FRAMES = 200  # the cache keeps a clip's frame count in one byte, beside the codes of lost samples
 
 
@@ -117,7 +118,8 @@ class DataConfig(Frozen):
     `batch` counts the clips of a step over all ranks, `image_batch` the images of an image step (null: the same).
     `crop_scale` is the share of the area that a random crop keeps; (1, 1) with no flip leaves frames as they are.
     `cache` names a folder where `cache_frames` decoded frames a clip are kept, at `image_size`; a random frame is
-    then drawn among those. `max_bad_fraction` is the share of lost samples past which a run stops.
+    then drawn among those. `max_bad_fraction` is the share of lost samples past which a run stops;
+    `decode_timeout` the seconds after which a worker that decodes one sample is killed and the sample counted lost.
     """
 
     train: tuple[CorpusConfig, ...] = Field(min_length=1)
@@ -139,6 +141,7 @@ class DataConfig(Frozen):
     cache: str | None = None
     cache_frames: int = Field(16, ge=1, le=MAX_CACHE_FRAMES)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    decode_timeout: float = Field(DECODE_TIMEOUT, gt=0)
 
     def batch_of(self, kind: Kind) -> int:
         """The global batch of a step of this media kind."""

@@ -7,50 +7,28 @@ the same corpus, with the substitute's own captions and identity.
 """
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.errors import UserError
 from data_pipeline.batches import Batch, Control, EvalBatches, TrainBatches
 from data_pipeline.clips import Augment, ClipSource
-from data_pipeline.config import CorpusConfig, DataConfig, Kind
+from data_pipeline.config import DECODE_TIMEOUT, CorpusConfig, DataConfig, Kind
 from data_pipeline.frame_cache import CacheSpec, FrameCache
-from data_pipeline.order import BatchPlan, Order, OrderCorpus, check_world
+from data_pipeline.lost import BadSamples, check_bad_fraction
+from data_pipeline.order import Order, OrderCorpus, check_world
 from data_pipeline.preprocess import VisualPreprocess
-from data_pipeline.schema import LossReason, Samples
+from data_pipeline.schema import LossReason, SampleError, Samples
 from data_pipeline.shards import Corpus
+from data_pipeline.workers import Pool
 
 __all__ = ["Batch", "Control", "EvalLoader", "TrainLoader", "check_bad_fraction", "open_order"]
 
 log = logging.getLogger(__name__)
-
-FEWEST_FOR_FRACTION = 1000  # below this many samples, losses are held against this many
-
-
-def check_bad_fraction(lost: int, seen: int, limit: float) -> None:
-    """UserError (exit code 1) when `lost` of `seen` samples, summed over ranks, pass `limit`.
-
-    Early on, `lost` is held against 1000 samples instead of the few seen, so that one bad clip in the first
-    batch does not stop a run; a limit of 0 stops at the first.
-    """
-    if lost > limit * max(seen, FEWEST_FOR_FRACTION):
-        raise UserError(
-            f"{lost} of {seen} samples were lost, more than data.max_bad_fraction={limit:g} allows.",
-            "Run `videomamba data verify` on the corpus, or raise the limit.",
-            exit_code=1,
-        )
 
 
 class _Counters:
@@ -97,18 +75,20 @@ class TrainLoader:
         self.order = open_order(config, seed, corpora)
         self.rank, self.world = rank, world
         self.start_step, self.steps = start_step, steps
-        self.pin_memory = pin_memory
         self._counters = _Counters()
         sources = [
-            _source(corpus, item.kind, config.visual(), config.cache, config.cache_frames)
-            for corpus, item in zip(corpora, config.train, strict=True)
+            _source(corpus, item.kind, config.visual(), config.cache, config.cache_frames, number)
+            for number, (corpus, item) in enumerate(zip(corpora, config.train, strict=True))
         ]
         augments = [
             Augment(source.visual, config.crop_scale, config.crop_ratio, item.flip, config.augment)
             for source, item in zip(sources, config.train, strict=True)
         ]
         sizes = [len(corpus) for corpus in corpora]
-        self._batches = TrainBatches(sources, augments, sizes, config.frames, config.caption)
+        self._maker = TrainBatches(sources, augments, sizes, config.frames, config.caption)
+        shares = [config.batch_of(item.kind) // world for item in config.train]
+        frame_bytes = max(share * clip_bytes(source.visual) for share, source in zip(shares, sources, strict=True))
+        self._pool = Pool(self._maker, config.workers, config.prefetch, frame_bytes, config.decode_timeout, pin_memory)
 
     @property
     def lost(self) -> Counter[LossReason]:
@@ -125,20 +105,30 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         plans = (self.order.slice(step, self.rank, self.world) for step in range(self.start_step, self.steps))
-        for batch in _run(self._batches, plans, self.config.workers, self.config.prefetch, self.pin_memory):
+        for batch in self._pool.run(plans):
             self._counters.take(batch)
-            if self.world == 1:
-                check_bad_fraction(self.lost.total(), self.seen, self.config.max_bad_fraction)
+            for loss in batch.losses:
+                self.bad.add(loss.corpus, loss.index, SampleError(loss.reason, loss.detail))
             yield batch
+            if self.world == 1:  # after the caller had a look at what was lost
+                check_bad_fraction(self.lost.total(), self.seen, self.config.max_bad_fraction)
+
+    @property
+    def bad(self) -> BadSamples:
+        """The samples that are known to be bad: met and consumed on this rank, timed out, or from a checkpoint."""
+        return self._maker.bad
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters; the position is the trainer's step."""
-        return {"seen": self.seen, "lost": {reason.value: count for reason, count in self.lost.items()}}
+        """The counters and the bad samples; the position is the trainer's step."""
+        lost = {reason.value: count for reason, count in self.lost.items()}
+        return {"seen": self.seen, "lost": lost, "bad": self.bad.state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a saved state."""
-        self._counters.seen = int(state["seen"])
-        self._counters.lost = Counter({LossReason(reason): int(count) for reason, count in state["lost"].items()})
+    def load_state_dict(self, state: dict[str, Any], count: bool = True) -> None:
+        """Know the bad samples of a saved state, and go on counting from it (on one rank: the counts are of all)."""
+        self.bad.load(state.get("bad", []))
+        if count:
+            self._counters.seen = int(state["seen"])
+            self._counters.lost = Counter({LossReason(reason): int(n) for reason, n in state["lost"].items()})
 
 
 class EvalLoader:
@@ -164,10 +154,11 @@ class EvalLoader:
     ) -> None:
         opened = Corpus.open(Path(corpus)) if isinstance(corpus, str | Path) else corpus
         self.corpus = opened
-        self.batch, self.workers, self.prefetch = batch, workers, prefetch
+        self.batch = batch
         self.start, self.stop = len(opened) * rank // world, len(opened) * (rank + 1) // world
         source = _source(opened, kind, preprocess, cache, preprocess.frames)
-        self._batches = EvalBatches(source, control, seed)
+        maker = EvalBatches(source, control, seed)
+        self._pool = Pool(maker, workers, prefetch, batch * clip_bytes(source.visual), DECODE_TIMEOUT)
         self._counters = _Counters()
 
     @property
@@ -184,7 +175,7 @@ class EvalLoader:
             (number, first, min(first + self.batch, self.stop))
             for number, first in enumerate(range(self.start, self.stop, self.batch))
         ]
-        for batch in _run(self._batches, spans, self.workers, self.prefetch, pin_memory=False):
+        for batch in self._pool.run(spans):
             self._counters.take(batch)
             yield batch
 
@@ -232,7 +223,9 @@ def _labels(corpus: Corpus, attributes: tuple[str, ...]) -> np.ndarray[Any, np.d
     return np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def _source(corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: str | None, cache_frames: int) -> ClipSource:
+def _source(
+    corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: str | None, cache_frames: int, number: int = 0
+) -> ClipSource:
     if kind == "image":
         visual, cache_frames = visual.model_copy(update={"frames": 1}), 1
     kept = None
@@ -247,77 +240,9 @@ def _source(corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: str | 
             first_seconds=visual.first_seconds,
         )
         kept = FrameCache(Path(cache), spec)
-    return ClipSource(corpus, kind, visual, kept)
+    return ClipSource(corpus, kind, visual, kept, number)
 
 
-class _Plans(Sampler[Any]):
-    def __init__(self, plans: Iterable[BatchPlan] | Iterable[tuple[int, int, int]]) -> None:
-        self.plans = plans
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.plans)
-
-
-def _run(
-    batches: Dataset[Any],
-    plans: Iterable[BatchPlan] | Iterable[tuple[int, int, int]],
-    workers: int,
-    prefetch: int,
-    pin_memory: bool,
-) -> Iterator[Batch]:
-    """The batch of each plan, in order; UserErrors of the workers are raised here, and so is a worker's death."""
-    loader: DataLoader[Any] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=_Plans(plans),
-        num_workers=workers,
-        collate_fn=_same,
-        prefetch_factor=prefetch if workers else None,
-        multiprocessing_context=_workers_context() if workers else None,
-        worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's
-    )
-    try:
-        for result in loader:
-            if isinstance(result, UserError):
-                raise result
-            yield result
-    except (RuntimeError, ConnectionError, EOFError) as error:  # a batch half sent ends in one of the latter
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"A worker that reads data died ({(str(error) or type(error).__name__).splitlines()[0]}).",
-            "Look for it in the system's log (memory?), lower data.workers, and resume.",
-            exit_code=1,
-        ) from error
-
-
-def _same(item: Any) -> Any:
-    return item
-
-
-def _workers_context() -> BaseContext:
-    """Workers start from a clean server process: a fork of this one would copy its threads' locks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "data_pipeline.loader"])
-    return context
-
-
-def _start_worker(_: int) -> None:
-    """One thread, and no signals but the last: the main process decides when a run stops, and its end is ours."""
-    torch.set_num_threads(1)
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End this process when the main one does, however that ends.
-
-    torch's own watch looks for a new parent id, but a worker's parent is the server, which lives on with it.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def clip_bytes(visual: VisualPreprocess) -> int:
+    """What the frames of one clip take, uint8."""
+    return 3 * visual.frames * visual.image_size**2

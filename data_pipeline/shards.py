@@ -205,9 +205,13 @@ class Corpus:
         """Where the medium of sample `i` begins in its shard, in bytes."""
         return int(self._spans[i, 0])
 
+    def shard(self, i: int) -> str:
+        """The file name of the shard that holds sample `i`."""
+        return self.shards[int(self._shard[i])]
+
     def location(self, i: int) -> str:
         """`shard.tar:key@offset`, by which a fault is named."""
-        return f"{self.shards[self._shard[i]]}:{self.key(i)}@{self.offset(i)}"
+        return f"{self.shard(i)}:{self.key(i)}@{self.offset(i)}"
 
     def read(self, i: int) -> Sample:
         """Sample `i`, in one read; raises SampleError(DAMAGED_SHARD) where the bytes are not what the index says."""

@@ -3,7 +3,7 @@
 config.yaml    the resolved config; a run of another config is refused
 done.json      written last, when every step was taken
 .lock          held by rank 0 while it trains; the system lets go of it when the process dies
-log.jsonl, tensorboard/, checkpoints/, tokenizer/
+log.jsonl, lost.csv, tensorboard/, checkpoints/, tokenizer/
 """
 
 import fcntl
@@ -18,10 +18,13 @@ from configs.loader import digest, read_tree, to_yaml
 from data_pipeline.files import disk_errors, write_whole
 from pretrain.config import PretrainConfig
 
-OURS = ("config.yaml", "done.json", "log.jsonl", "tensorboard", "checkpoints", "tokenizer")
+OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "checkpoints", "tokenizer")
 
-FREE = ("out", "device", "threads", "micro_batch", "log", "checkpoint", "data.workers", "data.prefetch")
-"""Keys that may differ when a run goes on: they change where and how fast, but not what is computed."""
+FREE = (
+    "out", "device", "threads", "micro_batch", "log", "checkpoint",
+    "data.workers", "data.prefetch", "data.max_bad_fraction", "data.decode_timeout",
+)  # fmt: skip
+"""Keys that may differ when a run goes on: they change where, how fast and how patiently, but not what is computed."""
 
 
 def identity(config: PretrainConfig) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from configs.errors import UserError
 from data_pipeline.draws import derive
-from data_pipeline.loader import Batch, TrainLoader, check_bad_fraction
+from data_pipeline.loader import Batch, TrainLoader
+from data_pipeline.lost import LostCsv, check_bad_fraction
 from pretrain import checkpoint, distributed
 from pretrain.config import PretrainConfig, check_world
 from pretrain.engine import Engine
@@ -59,14 +60,17 @@ def _run(config: PretrainConfig, device: torch.device, world: World, folder: Run
     loader = TrainLoader(
         config.data, config.seed, world.rank, world.size, step, config.steps, pin_memory=device.type == "cuda"
     )
-    if counted is not None and world.first:
-        loader.load_state_dict(counted)
+    if counted is not None:
+        loader.load_state_dict(counted, count=world.first)
+    lost = LostCsv(folder.path / "lost.csv")
+    if world.first:
+        lost.start(step)
     title = f"{config.task} {folder.path.name}"
     with (
         stop_signals() as received,
         MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics,
     ):
-        step = _loop(config, task, engine, loader, world, metrics, received, step)
+        step = _loop(config, task, engine, loader, world, metrics, lost, received, step)
     if step < config.steps:
         log.warning("stopped by a signal at step %d of %d; the same command goes on from there", step, config.steps)
         return 128 + received[0] if received else 128 + signal.SIGTERM
@@ -83,6 +87,7 @@ def _loop(
     loader: TrainLoader,
     world: World,
     metrics: MetricsLog,
+    lost: LostCsv,
     received: list[int],
     step: int,
 ) -> int:
@@ -100,14 +105,16 @@ def _loop(
 
         values = engine.backward(batch)
         norm = engine.gradient_norm()
-        said = share(values, norm, bool(received), loader, world)
+        said = share(values, norm, bool(received), len(batch.losses), loader, world)
         require_finite(said, values, norm, step, batch)
         engine.step(norm)
 
         step += 1
         stopping = said.pop("stopping") > 0
-        if world.size > 1:
-            check_bad_fraction(int(said.pop("lost")), int(said.pop("seen")), config.data.max_bad_fraction)
+        lost_here, seen = int(said.pop("lost_here")), int(said.pop("seen"))
+        if lost_here:  # the same number on every rank, so all of them gather, or none
+            note_losses(lost, step - 1, batch, world)
+        check_bad_fraction(int(said.pop("lost")), seen, config.data.max_bad_fraction)
         window.add(said, len(batch) * world.size, waited)
         metrics.advance(step)
         if step % config.log.every_steps == 0 or step == config.steps or stopping:
@@ -216,18 +223,19 @@ def _resume(engine: Engine, folder: RunFolder) -> tuple[int, dict[str, Any] | No
 
 
 def share(
-    values: dict[str, Tensor], norm: Tensor, stopping: bool, loader: TrainLoader, world: World
+    values: dict[str, Tensor], norm: Tensor, stopping: bool, lost_here: int, loader: TrainLoader, world: World
 ) -> dict[str, float]:
-    """The losses' means over ranks by name (`loss/...`), the norm, and with more ranks what else they must agree on."""
+    """The losses' means over ranks by name (`loss/...`), the norm, and the sums of what else ranks must agree on."""
     numbers = [*values.values(), norm.to(torch.float32).reshape(())]
     names = [*(f"loss/{name}" for name in values), "grad_norm"]
+    counted = ("stopping", "lost", "lost_here", "seen")
+    counts = torch.tensor([stopping, loader.lost.total(), lost_here, loader.seen], dtype=torch.float64)
     if world.size == 1:
-        return dict(zip(names, torch.stack(numbers).tolist(), strict=True)) | {"stopping": float(stopping)}
-    counts = torch.tensor([stopping, loader.lost.total(), loader.seen], dtype=torch.float64)
+        return dict(zip((*names, *counted), [*torch.stack(numbers).tolist(), *counts.tolist()], strict=True))
     row = torch.cat([torch.stack(numbers).double().cpu(), counts]).to(norm.device)
     total = distributed.all_reduce_sum(row).tolist()
     means = {name: value / world.size for name, value in zip(names, total[: len(names)], strict=True)}
-    return means | dict(zip(("stopping", "lost", "seen"), total[len(names) :], strict=True))
+    return means | dict(zip(counted, total[len(names) :], strict=True))
 
 
 def require_finite(said: dict[str, float], values: dict[str, Tensor], norm: Tensor, step: int, batch: Batch) -> None:
@@ -292,12 +300,20 @@ def save(config: PretrainConfig, task: Task, engine: Engine, loader: TrainLoader
 
 
 def counters(loader: TrainLoader) -> dict[str, Any]:
-    """What all ranks together have seen and lost; rank 0 goes on counting from it after a resume."""
+    """What all ranks together have seen, lost and found bad; after a resume rank 0 goes on counting from it."""
     states = distributed.gather_objects(loader.state_dict())
     lost: Counter[str] = Counter()
     for state in states:
         lost.update(state["lost"])
-    return {"seen": sum(state["seen"] for state in states), "lost": dict(lost)}
+    bad = sorted({tuple(sample) for state in states for sample in state["bad"]})
+    return {"seen": sum(state["seen"] for state in states), "lost": dict(lost), "bad": bad}
+
+
+def note_losses(lost: LostCsv, step: int, batch: Batch, world: World) -> None:
+    """Bring what all ranks lost in a step into the run's lost.csv; every rank calls this."""
+    by_rank = distributed.gather_objects(batch.losses)
+    if world.first:
+        lost.add(step, by_rank)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import json
 import logging
 import multiprocessing
 import os
@@ -222,17 +223,6 @@ def test_leaving_the_loop_ends_the_workers_and_signals_do_not(clip_corpus):
         assert not worker.is_alive()
 
 
-def test_a_killed_worker_is_an_error_and_no_hang(clip_corpus):
-    taken = iter(TrainLoader(config(CorpusConfig(path=str(clip_corpus)), workers=1), 1, steps=10_000))
-    next(taken)
-    (worker,) = [child for child in multiprocessing.active_children() if child.is_alive()]
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="worker that reads data died") as told:
-        for _ in taken:
-            pass
-    assert told.value.exit_code == 1
-
-
 KILLED = """
 import multiprocessing, os, signal, sys
 from data_pipeline.config import CorpusConfig, DataConfig
@@ -294,7 +284,7 @@ def test_counters_go_on_after_a_resume(clip_corpus):
     whole, _ = run(settings, steps=21)
     first, _ = run(settings, steps=10)
     second = TrainLoader(settings, 11, start_step=10, steps=21)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     list(second)
     assert second.state_dict() == whole.state_dict()
     assert (second.seen, second.lost) == (whole.seen, whole.lost)

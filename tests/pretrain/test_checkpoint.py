@@ -49,7 +49,7 @@ def test_what_a_checkpoint_holds(run):
     assert folder.name == "step-0000006" == checkpoint.resolve(folder).name
     meta = checkpoint.verify(folder)
     assert (meta.step, meta.task, meta.ranks, meta.zero_stage) == (6, "stage1", 1, 0)
-    assert meta.counters == {"seen": 24, "lost": {}}
+    assert meta.counters == {"seen": 24, "lost": {}, "bad": []}
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert written == {*meta.files, "meta.json"}
     assert {"model.safetensors", "config.yaml", "preprocess.json"} < written
