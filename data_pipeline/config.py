@@ -74,6 +74,22 @@ class CorpusConfig(Frozen):
         return self
 
 
+class RemoteConfig(Frozen):
+    """How shards behind an address (http, https, s3, gs) are read.
+
+    `cache` is a local folder (null: videomamba/shards under the user's cache folder) that holds at most `cache_gb`
+    10^9 bytes, shared by all processes. `fetch` brings whole shards, or only the samples that are wanted (ranges).
+    A request may take `timeout` seconds and is made `attempts` times, `pause` seconds after the first, then doubling.
+    """
+
+    cache: str | None = None
+    cache_gb: float = Field(50.0, gt=0)
+    fetch: Literal["shards", "ranges"] = "shards"
+    attempts: int = Field(6, ge=1)
+    pause: float = Field(1.0, ge=0)
+    timeout: float = Field(60.0, gt=0)
+
+
 class FrameConfig(Frozen):
     """Which frames of a clip: `count` equal intervals, with a random frame of each (uniform) or the middle one.
 
@@ -142,6 +158,7 @@ class DataConfig(Frozen):
     cache_frames: int = Field(16, ge=1, le=MAX_CACHE_FRAMES)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     decode_timeout: float = Field(DECODE_TIMEOUT, gt=0)
+    remote: RemoteConfig = RemoteConfig()
 
     def batch_of(self, kind: Kind) -> int:
         """The global batch of a step of this media kind."""

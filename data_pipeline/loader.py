@@ -17,7 +17,7 @@ import numpy as np
 from configs.errors import UserError
 from data_pipeline.batches import Batch, Control, EvalBatches, TrainBatches
 from data_pipeline.clips import Augment, ClipSource
-from data_pipeline.config import DECODE_TIMEOUT, CorpusConfig, DataConfig, Kind
+from data_pipeline.config import DECODE_TIMEOUT, CorpusConfig, DataConfig, Kind, RemoteConfig
 from data_pipeline.frame_cache import CacheSpec, FrameCache
 from data_pipeline.lost import BadSamples, check_bad_fraction
 from data_pipeline.order import Order, OrderCorpus, check_world
@@ -70,7 +70,7 @@ class TrainLoader:
     ) -> None:
         for corpus in config.train:
             check_world(config.batch_of(corpus.kind), world)
-        corpora = [_open(corpus) for corpus in config.train]
+        corpora = [_open(corpus, config.remote) for corpus in config.train]
         self.config = config
         self.order = open_order(config, seed, corpora)
         self.rank, self.world = rank, world
@@ -152,7 +152,7 @@ class EvalLoader:
         cache: str | None = None,
         prefetch: int = 2,
     ) -> None:
-        opened = Corpus.open(Path(corpus)) if isinstance(corpus, str | Path) else corpus
+        opened = Corpus.open(corpus) if isinstance(corpus, str | Path) else corpus
         self.corpus = opened
         self.batch = batch
         self.start, self.stop = len(opened) * rank // world, len(opened) * (rank + 1) // world
@@ -182,7 +182,7 @@ class EvalLoader:
 
 def open_order(config: DataConfig, seed: int, corpora: list[Corpus] | None = None) -> Order:
     """The order of a run, from its config and the corpora it names; nothing but indexes and labels is read."""
-    opened = corpora or [_open(corpus) for corpus in config.train]
+    opened = corpora or [_open(corpus, config.remote) for corpus in config.train]
     return Order(
         [
             OrderCorpus(
@@ -202,8 +202,8 @@ def open_order(config: DataConfig, seed: int, corpora: list[Corpus] | None = Non
     )
 
 
-def _open(item: CorpusConfig) -> Corpus:
-    corpus = Corpus.open(Path(item.path))
+def _open(item: CorpusConfig, remote: RemoteConfig) -> Corpus:
+    corpus = Corpus.open(item.path, remote)
     found = corpus.read_meta(0).get("media", item.kind)
     if found != item.kind:
         raise UserError(

@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from configs.errors import UserError
+from data_pipeline.config import RemoteConfig
 from data_pipeline.files import disk_errors, part_name, sync_folder, write_whole
 from data_pipeline.index import Member, ShardIndex, encode_index, read_index
+from data_pipeline.remote import RemoteShards, Store, cache_folder, is_address, mirror
+from data_pipeline.retry import DISK_ATTEMPTS, DISK_PAUSE, is_transient_disk, patiently
 from data_pipeline.schema import LossReason, Sample, SampleError, decode_meta, decode_text, encode_meta, sample_of
+from data_pipeline.shard_cache import ShardCache
 
 BLOCK = 512
 CARD = "dataset.json"
@@ -134,17 +138,72 @@ class ShardWriter:
         self._file, self._samples = None, []
 
 
+class ShardReader(Protocol):
+    """Where the bytes of shards come from."""
+
+    def read(self, shard: str, begin: int, size: int) -> bytes:
+        """`size` bytes of a shard from `begin` on, fewer where it ends before; UserError where it cannot be read."""
+        ...
+
+
+class LocalShards:
+    """The shards of a folder. Files are opened at first use in each process; a failing disk is tried again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, FileIO] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def read(self, shard: str, begin: int, size: int) -> bytes:
+        """`size` bytes from `begin` on; a read carries its own position, so threads may share a file."""
+        return patiently(
+            str(self.folder / shard),
+            lambda: self._read(shard, begin, size),
+            is_transient_disk,
+            DISK_ATTEMPTS,
+            DISK_PAUSE,
+        )
+
+    def _read(self, shard: str, begin: int, size: int) -> bytes:
+        file = self._files.get(shard) or self._open(shard)
+        data = os.pread(file.fileno(), size, begin)
+        while len(data) < size and (more := os.pread(file.fileno(), size - len(data), begin + len(data))):
+            data += more
+        return data
+
+    def _open(self, shard: str) -> FileIO:
+        try:
+            file = FileIO(self.folder / shard)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"The shard {self.folder / shard} is gone since the corpus was opened.",
+                "Put it back, or build the corpus again.",
+                exit_code=1,
+            ) from error
+        if len(self._files) >= _OPEN_FILES:  # a reader in another thread keeps its file alive by its reference
+            self._files.pop(next(iter(self._files)), None)
+        self._files[shard] = file
+        return file
+
+
 class Corpus:
     """A folder of shards as one sequence of samples; made by `Corpus.open`.
 
-    Cheap to open (indexes only) and to pickle. Several processes and threads may read at once: reads carry their own
-    position, and files are opened at first use in each process.
+    Cheap to open (indexes only) and to pickle. Several processes and threads may read at once. Of a corpus behind an
+    address, `folder` is the local mirror of its card and indexes. `bytes` is what its shards hold.
     """
 
-    def __init__(self, folder: Path, shards: list[str], indexes: list[ShardIndex], digest: str) -> None:
+    def __init__(
+        self, folder: Path, shards: list[str], indexes: list[ShardIndex], digest: str, reader: ShardReader | None = None
+    ) -> None:
         self.folder = folder
         self.shards = shards
         self.digest = digest
+        self.bytes = sum(index.end() for index in indexes)
+        self.shard_sizes = [len(index.keys) for index in indexes]
+        self._reader = LocalShards(folder) if reader is None else reader
         self._shard: npt.NDArray[np.int32] = np.repeat(
             np.arange(len(shards), dtype=np.int32), [len(index.keys) for index in indexes]
         )
@@ -155,16 +214,17 @@ class Corpus:
         self._spans: npt.NDArray[np.int64] = np.concatenate(
             [np.stack([i.media_offset, i.media_size, i.meta_offset, i.meta_size], 1) for i in indexes]
         )
-        self._files: dict[int, FileIO] = {}
         self._attributes: list[dict[str, Any]] | None = None
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Corpus":
-        """Read the indexes of a folder of shards.
+    def open(cls, folder: Path | str, remote: RemoteConfig | None = None) -> "Corpus":
+        """Read the indexes of a folder of shards, or of an address (remote.py), cached as `remote` says.
 
         Raises UserError where the folder is missing or holds no shards, a build has not finished, a shard of the
         dataset card or an index is missing, or a tar is shorter than its index says.
         """
+        if is_address(str(folder)):
+            return cls._open_address(str(folder), remote or RemoteConfig())
         folder = Path(folder)
         shards = _shards_in(folder)
         digest = hashlib.sha256(str(_card(folder, shards).get("content", "")).encode())
@@ -185,11 +245,24 @@ class Corpus:
             indexes.append(index)
         return cls(folder, shards, indexes, digest.hexdigest())
 
+    @classmethod
+    def _open_address(cls, address: str, config: RemoteConfig) -> "Corpus":
+        store = Store(address, config)
+        folder, shards = mirror(store, CARD)
+        paths = [(folder / shard).with_suffix(".idx") for shard in shards]
+        indexes = [read_index(path) for path in paths]
+        digest = hashlib.sha256(str(_card(folder, shards).get("content", "")).encode())
+        for path in paths:
+            digest.update(path.read_bytes())
+        cache = ShardCache(cache_folder(config) / "content", int(config.cache_gb * 1e9))
+        sizes = {shard: index.end() for shard, index in zip(shards, indexes, strict=True)}
+        return cls(folder, shards, indexes, digest.hexdigest(), RemoteShards(store, cache, folder.name, sizes))
+
     def __len__(self) -> int:
         return len(self._shard)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}, "_attributes": None}
+        return self.__dict__ | {"_attributes": None}
 
     @property
     def keys(self) -> list[str]:
@@ -249,23 +322,7 @@ class Corpus:
         return values
 
     def _bytes(self, i: int, begin: int, size: int) -> bytes:
-        shard = int(self._shard[i])
-        file = self._files.get(shard)
-        if file is None:
-            try:
-                file = FileIO(self.folder / self.shards[shard])
-            except FileNotFoundError as error:
-                raise UserError(
-                    f"The shard {self.folder / self.shards[shard]} is gone since the corpus was opened.",
-                    "Put it back, or build the corpus again.",
-                    exit_code=1,
-                ) from error
-            if len(self._files) >= _OPEN_FILES:  # a reader in another thread keeps its file alive by its reference
-                self._files.pop(next(iter(self._files)), None)
-            self._files[shard] = file
-        data = os.pread(file.fileno(), size, begin)
-        while len(data) < size and (more := os.pread(file.fileno(), size - len(data), begin + len(data))):
-            data += more
+        data = self._reader.read(self.shard(i), begin, size)
         if len(data) < size:
             raise self._damaged(i, f"the shard ends {size - len(data)} bytes before the sample does")
         return data

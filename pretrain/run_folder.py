@@ -23,6 +23,7 @@ OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "che
 FREE = (
     "out", "device", "threads", "micro_batch", "log", "checkpoint",
     "data.workers", "data.prefetch", "data.max_bad_fraction", "data.decode_timeout",
+    "data.remote",
 )  # fmt: skip
 """Keys that may differ when a run goes on: they change where, how fast and how patiently, but not what is computed."""
 

@@ -197,7 +197,7 @@ def _tokenizer(config: PretrainConfig, folder: RunFolder) -> Any:
             captions = (
                 config.text_preprocess.clean_caption(caption)
                 for corpus in config.data.train
-                for meta in Corpus.open(corpus.path).metas()
+                for meta in Corpus.open(corpus.path, config.data.remote).metas()
                 for caption in meta["captions"]
             )
             train_tokenizer(captions, own, vocab_size)
