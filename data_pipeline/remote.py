@@ -112,16 +112,15 @@ class Store:
             return patiently(
                 url,
                 lambda: sync(self._fs().loop, limited),
-                _is_transient(self.scheme),
+                _is_transient,
                 self.config.attempts,
                 self.config.pause,
             )
-        except PermissionError as error:
-            raise _refused(url, error) from error
         except Exception as error:
-            if _refusal(error) is None:
+            if not _is_refusal(error):
                 raise
-            raise _refused(url, error) from error
+            cure = "Check the address, and the credentials for its store."
+            raise UserError(f"{url} may not be read ({error}).", cure) from error
 
     def _fs(self) -> Any:
         if self._system is None:
@@ -137,35 +136,24 @@ class Store:
         return self._system
 
 
-def _is_transient(scheme: str) -> Callable[[Exception], bool]:
-    """Whether a fault of a request may be gone a moment later: not what is missing, forbidden, or our own mistake."""
-    import aiohttp  # under every one of the backends
-
-    families: tuple[type[Exception], ...] = (OSError, EOFError, aiohttp.ClientError)  # a time-out is an OSError
-    if scheme == "s3":
-        from botocore.exceptions import BotoCoreError
-
-        families = (*families, BotoCoreError)
-
-    def is_transient(error: Exception) -> bool:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            return False
-        return _refusal(error) is None and isinstance(error, families)
-
-    return is_transient
+def _is_transient(error: Exception) -> bool:
+    """Whether a fault of a request may be gone a moment later: not what is missing, refused, or our own mistake."""
+    if isinstance(error, FileNotFoundError) or _is_refusal(error):
+        return False
+    return isinstance(error, OSError | EOFError) or _is_of_a_backend(error)  # a time-out is an OSError
 
 
-def _refusal(error: Exception) -> int | None:
-    """The HTTP status by which a server refused a request for good, None for any other error."""
+def _is_of_a_backend(error: Exception) -> bool:
+    """Whether a library beneath fsspec raised it; known by name, because these are imported only where installed."""
+    return any(kind.__module__.partition(".")[0] in ("aiohttp", "botocore") for kind in type(error).__mro__)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the request was refused for good: forbidden, malformed, or without credentials."""
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        return True
     status = getattr(error, "status", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
-    return status if refused else None
-
-
-def _refused(url: str, error: Exception) -> UserError:
-    return UserError(
-        f"{url} may not be read ({error}).", "Check the address and the credentials that its store asks for."
-    )
+    return isinstance(status, int) and 400 <= status < 500 and status not in (404, 408, 425, 429)
 
 
 class RemoteShards:

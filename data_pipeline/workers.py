@@ -158,7 +158,7 @@ class _Run:
 
     def _start(self, place: int) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        arguments = (theirs, self._maker, self._slots, self._frame_bytes, self._cells, place)
+        arguments = (theirs, self._maker, self._slots, self._frame_bytes, self._cells, place, dict(os.environ))
         process = _context().Process(target=_work, args=arguments, daemon=True, name=f"data worker {place}")
         process.start()
         theirs.close()  # or its end would not be noticed
@@ -283,9 +283,16 @@ def _context() -> ForkServerContext:
 
 
 def _work(
-    connection: Connection, maker: Maker, slots: SharedBytes, frame_bytes: int, cells: SharedBytes, place: int
+    connection: Connection,
+    maker: Maker,
+    slots: SharedBytes,
+    frame_bytes: int,
+    cells: SharedBytes,
+    place: int,
+    environment: dict[str, str],
 ) -> None:
     """A worker's life: make batches until the main process closes the pipe."""
+    os.environ.update(environment)  # the server that it comes from has that of its own start: no later credentials
     torch.set_num_threads(1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)  # the main process decides when a run stops

@@ -186,9 +186,14 @@ def test_many_readers_fetch_a_shard_once(server, remote, clip_corpus):
     assert server.bodies() == 6
 
 
-def test_what_cannot_be_read_says_why(server, remote):
+def test_what_cannot_be_read_says_why(server, remote, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"has no dataset\.json and lists no shards"):
         Corpus.open(f"{server.address}/bucket", remote())
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"(?i)credentials"):
+        Corpus.open("s3://bucket/clips", remote())
     with pytest.raises(UserError, match="gcsfs") as told:
         Corpus.open("gs://bucket/clips", remote())
     assert "videomamba[gs]" in told.value.cure
