@@ -1,13 +1,13 @@
 """What we measure ourselves against: each the plainest form that is well written and needs nothing of ours.
 
-Letters: B batch, L length, D channels, N state.
+Letters: B batch, L length, D channels, N state or patches of a frame, T frames, H heads, E width of a head.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,3 +85,51 @@ def match_pair_by_pair(
         logits = model.match_logits(hidden_ULD[list(texts)], mask_UL[list(texts)], tokens)
         scores.append(logits[:, 1].float().numpy())
     return np.concatenate(scores)
+
+
+class JointAttentionBlock(nn.Module):
+    """A pre-norm transformer block in timm's form: fused qkv, scaled_dot_product_attention, an MLP of four widths."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D), every token attending to every other."""
+        qkv = self.qkv(self.norm1(x_BLD)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed_BHLE = F.scaled_dot_product_attention(query, key, value)
+        x_BLD = x_BLD + self.proj(mixed_BHLE.transpose(1, 2).flatten(2))
+        out_BLD: Tensor = x_BLD + self.mlp(self.norm2(x_BLD))
+        return out_BLD
+
+
+class JointAttentionViT(nn.Module):
+    """ViT-Ti over all patches of all frames at once: what VideoMamba-Ti is compared with in its paper's Figure 1.
+
+    DeiT-Ti's sizes (12 blocks, width 192, 3 heads; arXiv 2012.12877) with joint space-time attention (the "joint"
+    form of TimeSformer, arXiv 2102.05095), a learned place in the frame and a learned time for each token.
+    """
+
+    def __init__(
+        self, frames: int, image_size: int, width: int = 192, depth: int = 12, heads: int = 3, patch: int = 16
+    ) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, width, patch, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.randn(1, (image_size // patch) ** 2, width) * 0.02)
+        self.time_embed = nn.Parameter(torch.zeros(1, frames, 1, width))
+        self.blocks = nn.Sequential(*(JointAttentionBlock(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Tokens (B, 1 + T N, D), cls first."""
+        B, _, T = video_BCTHW.shape[:3]
+        patches_BTND = self.patch_embed(video_BCTHW.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
+        patches_BTND = patches_BTND.unflatten(0, (B, T)) + self.pos_embed + self.time_embed[:, :T]
+        tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), patches_BTND.flatten(1, 2)], dim=1)
+        out_BLD: Tensor = self.norm(self.blocks(tokens_BLD))
+        return out_BLD

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from videomamba.bench_encoder import encoder
 from videomamba.bench_retrieval import retrieval
 from videomamba.bench_table import Row, interleave, report, row
 
@@ -89,4 +90,5 @@ def scan(
     report("scan", list(measure_scan(Size(batch, length, width, state, repeats))), json_file)
 
 
+app.command("encoder", epilog="Example: videomamba bench encoder --json encoder.json --plot encoder.html")(encoder)
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)

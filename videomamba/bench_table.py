@@ -89,7 +89,8 @@ def _show(bench: str, rows: list[Row]) -> None:
     for heading in ("what", "ours", rows[0].baseline_name, "times better"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for line in rows:
+        other = f" ({line.baseline_name})" if line.baseline_name != rows[0].baseline_name else ""
         table.add_row(
-            line.name, f"{line.ours:.2f} {line.unit}", f"{line.baseline:.2f} {line.unit}", f"{line.ratio:.2f}"
+            line.name, f"{line.ours:.2f} {line.unit}", f"{line.baseline:.2f} {line.unit}{other}", f"{line.ratio:.2f}"
         )
     Console().print(table)
