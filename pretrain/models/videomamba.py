@@ -27,6 +27,9 @@ from pretrain.models.scan_order import Reordering
 
 NORM_EPS = 1e-5
 
+Grid = tuple[int, int, int]
+"""Tokens of a clip: frames, rows, columns."""
+
 
 class VisionOutput(NamedTuple):
     """What the encoder saw: final-normed tokens (cls at 0), the features to align, and which tokens these are."""
@@ -126,13 +129,13 @@ class VideoMamba(nn.Module):
 
         `visible_BV` holds the sorted indices of the tokens to see, 0 (cls) first; None sees everything.
         `seeds_B` (int64) draws drop path for each sample from its own seed, else from torch's generator.
-        Position tables are resized to the input's grid. Raises ValueError where pixels or frames do not divide,
-        and for a clip given to an image model.
+        Position tables are resized to the input's grid. Raises ValueError for another number of channels, for
+        pixels or frames that do not divide, and for a clip given to an image model.
         """
-        tokens_BLD, frames, length = self._embed(video_BCTHW, visible_BV)
+        tokens_BLD, grid = self._embed(video_BCTHW, visible_BV)
         last = self.config.depth - 1
         wanted = {last, last - 1, *self.config.aligned} if self.config.align_width else {last}
-        stream = self._layers(tokens_BLD, visible_BV, (frames, length), wanted, seeds_B)
+        stream = self._layers(tokens_BLD, visible_BV, grid, wanted, seeds_B)
         out_BLD = self.norm(stream[last])
         aligned: list[Tensor] = []
         for index in self.config.aligned if self.config.align_width else ():
@@ -140,7 +143,7 @@ class VideoMamba(nn.Module):
                 aligned.append(self.norm(stream[index]))
             else:  # the release leaves out the last mixer and the norm (reference 7, A)
                 aligned.append(stream[last - 1] if self.config.align_source == "released" else out_BLD)
-        return VisionOutput(out_BLD, tuple(aligned), visible_BV, frames, length)
+        return VisionOutput(out_BLD, tuple(aligned), visible_BV, grid[0], 1 + math.prod(grid))
 
     def forward_tokens(
         self, video_BCTHW: Tensor, visible_BV: Tensor | None = None, seeds_B: Tensor | None = None
@@ -172,30 +175,27 @@ class VideoMamba(nn.Module):
         if maps and visible_BV is not None:
             raise ValueError("a masked clip has no whole maps; ask for tokens, or show every patch")
         asked = [layer % depth for layer in asked]
-        tokens_BLD, frames, length = self._embed(video_BCTHW, visible_BV)
-        stream = self._layers(tokens_BLD, visible_BV, (frames, length), set(asked))
+        tokens_BLD, grid = self._embed(video_BCTHW, visible_BV)
+        stream = self._layers(tokens_BLD, visible_BV, grid, set(asked))
         features = [self.norm(stream[layer]) if norm else stream[layer] for layer in asked]
         if not maps:
             return features
-        grid = (frames, *(side // self.config.patch_size for side in video_BCTHW.shape[3:]))
         return [feature_BLD[:, 1:].transpose(1, 2).unflatten(2, grid) for feature_BLD in features]
 
     def _layers(
         self,
         residual_BLD: Tensor,
         visible_BV: Tensor | None,
-        extent: tuple[int, int],
+        grid: Grid,
         wanted: Collection[int],
         seeds_B: Tensor | None = None,
     ) -> dict[int, Tensor]:
         """The residual stream after each wanted layer (-1: before the first), in spatial-first order.
 
-        `extent` is the clip's token frames and length. Between layers of one order nothing is moved.
+        Between layers of one order nothing is moved.
         """
-        frames, length = extent
-        reordering = Reordering.needed(
-            self.config.orders, residual_BLD, visible_BV, frames, patches=(length - 1) // frames
-        )
+        frames, rows, columns = grid
+        reordering = Reordering.needed(self.config.orders, residual_BLD, visible_BV, frames, rows * columns)
         dropped_BI: Tensor | None = None
         if self.training and self.config.drop_path:
             dropped_BI = keep_factors(self.config.drop_rates, residual_BLD, "drop_path", seeds_B)
@@ -219,27 +219,37 @@ class VideoMamba(nn.Module):
                 stream[index] = reordering.spatial(residual_BLD) if reordering and temporal else residual_BLD
         return stream
 
-    def _embed(self, video_BCTHW: Tensor, visible_BV: Tensor | None) -> tuple[Tensor, int, int]:
-        """Tokens with their positions, (B, L or V, D) float32, the token frames K and the whole length L."""
+    def _embed(self, video_BCTHW: Tensor, visible_BV: Tensor | None) -> tuple[Tensor, Grid]:
+        """Tokens with their positions, (B, L or V, D) float32, and the whole clip's grid of them."""
+        grid = self._grid(video_BCTHW)
         image = video_BCTHW.shape[2] == 1
         if image and self.config.tubelet > 1:
             video_BCTHW = video_BCTHW.expand(-1, -1, self.config.tubelet, -1, -1)
-        B, _, T, H, W = video_BCTHW.shape
-        patch, tubelet = self.config.patch_size, self.config.tubelet
-        if T % tubelet or H % patch or W % patch:
-            raise ValueError(f"a clip of {T} frames of {H}x{W} does not divide by tubelet {tubelet} and patch {patch}")
-        if not image and self.temporal_pos_embedding is None:
-            raise ValueError(f"an image model (frames: 1) has no temporal embedding for a clip of {T} frames")
-        frames = T // tubelet
         patches_BLD = self.patch_embed(video_BCTHW, visible_BV)
-        tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), patches_BLD], dim=1)
+        tokens_BLD = torch.cat([self.cls_token.expand(len(patches_BLD), -1, -1), patches_BLD], dim=1)
         # One after the other, as released: where pixels and positions nearly cancel, the order is seen in float32.
-        for table_LD in self._positions(frames, H // patch, W // patch, image):
+        for table_LD in self._positions(grid, image):
             tokens_BLD = tokens_BLD + (table_LD if visible_BV is None else F.embedding(visible_BV, table_LD))
-        return tokens_BLD, frames, 1 + frames * (H // patch) * (W // patch)
+        return tokens_BLD, grid
 
-    def _positions(self, frames: int, rows: int, columns: int, image: bool) -> list[Tensor]:
+    def _grid(self, video_BCTHW: Tensor) -> Grid:
+        """Token frames, rows and columns of a clip or image; ValueError if this model cannot cut it so."""
+        shape, patch, tubelet = tuple(video_BCTHW.shape), self.config.patch_size, self.config.tubelet
+        if len(shape) != 5 or shape[1] != self.config.channels:
+            raise ValueError(
+                f"expected clips as (batch, {self.config.channels}, frames, height, width), an image being a clip of "
+                f"one frame; got {shape}"
+            )
+        T, H, W = shape[2:]
+        if H % patch or W % patch or (T > 1 and T % tubelet):
+            raise ValueError(f"a clip of {T} frames of {H}x{W} does not divide by tubelet {tubelet} and patch {patch}")
+        if T > 1 and self.temporal_pos_embedding is None:
+            raise ValueError(f"an image model (frames: 1) has no temporal embedding for a clip of {T} frames")
+        return max(1, T // tubelet), H // patch, W // patch
+
+    def _positions(self, grid: Grid, image: bool) -> list[Tensor]:
         """What is added to every token, each (L, D): its place in the frame, and in a clip its time (0 for cls)."""
+        frames, rows, columns = grid
         spatial_MD = resize_spatial(self.pos_embed, (rows, columns))[0]
         if image or self.temporal_pos_embedding is None:
             return [spatial_MD]

@@ -17,8 +17,8 @@ def test_every_token_is_its_patch_and_its_place(encoder, size, tubelet, stem):
     model = encoder(tubelet=tubelet, stem=stem)
     clip = torch.randn(2, 3, 6, *size)
     rows, columns = size[0] // 8, size[1] // 8
-    tokens, frames, length = model._embed(clip, None)
-    assert (frames, length) == (6 // tubelet, 1 + 6 // tubelet * rows * columns)
+    tokens, (frames, *_) = model._embed(clip, None)
+    assert tokens.shape == (2, 1 + 6 // tubelet * rows * columns, 32)
     spatial = resize_spatial(model.pos_embed, (rows, columns))[0]
     temporal = resize_temporal(model.temporal_pos_embedding, frames)[0]
     torch.testing.assert_close(tokens[:, 0], (model.cls_token[0] + spatial[0]).expand(2, -1))
@@ -76,6 +76,9 @@ def test_other_lengths_and_sizes_resize_the_positions(encoder):
     assert model.align(out).shape == (1, 1, 121, 8)
     with pytest.raises(ValueError, match="3 frames of 32x36"):
         model(torch.randn(1, 3, 3, 32, 36))
+    for shape in ((1, 4, 3, 32, 32), (3, 4, 32, 32)):  # frames before channels, and a clip without its batch
+        with pytest.raises(ValueError, match=r"expected clips as \(batch, 3, frames, height, width\)"):
+            model(torch.randn(shape))
 
 
 def test_position_tables():

@@ -169,12 +169,13 @@ def slow_mixer(mixer: Mixer, tokens_LD, order: str, walks):
 
 def slow_encoder(model: VideoMamba, clip, visible):
     """Every layer on its own, sample by sample."""
-    tokens, frames, length = model._embed(clip, visible)
+    tokens, (frames, rows, columns) = model._embed(clip, visible)
     out = []
     for b, residual in enumerate(tokens):
-        seen = list(range(length)) if visible is None else visible[b].tolist()
+        order_of_all = whole(frames, rows * columns)
+        seen = sorted(order_of_all) if visible is None else visible[b].tolist()
         spatial = list(range(len(seen)))
-        temporal = [seen.index(token) for token in whole(frames, (length - 1) // frames) if token in seen]
+        temporal = [seen.index(token) for token in order_of_all if token in seen]
         for block, order in zip(model.layers, model.config.orders, strict=True):
             residual = residual + slow_mixer(block.mixer, block.norm(residual), order, (spatial, temporal))
         out.append(model.norm(residual))
@@ -277,6 +278,18 @@ def test_recomputed_blocks_keep_their_order(clip, visible):
         gradients.append([p.grad for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert one.equal(other)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_under_autocast(clip, visible, order):
+    model = build(order, depth=1)
+    exact = model(clip, visible).tokens_BLD
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(clip, visible).tokens_BLD
+    assert rounded.dtype == torch.float32
+    assert 0 < error(rounded, exact) < 0.02
+    rounded.square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.layers.parameters())
 
 
 def test_wrong_orders_say_so():
