@@ -95,6 +95,18 @@ def test_create_model_knows_the_published_sizes():
     assert sum(weight.numel() for weight in model.parameters()) == 7_148_008
 
 
+def test_create_model_builds_any_size_too():
+    from configs.errors import ConfigError
+    from videomamba import create_model
+
+    model = create_model(None, depth=2, width=48, frames=4, image_size=32, scan_order=["st_half", "st_full"])
+    assert (len(model.layers), model.cls_token.shape[2], model.config.orders) == (2, 48, ("st_half", "st_full"))
+    with pytest.raises(ConfigError, match="create_model: the key 'depth' is missing"):
+        create_model(None, width=48)
+    with pytest.raises(ConfigError, match="name is 'huge'"):
+        create_model("huge")
+
+
 def test_create_model_names_the_nearest_option():
     from configs.errors import ConfigError
     from videomamba import create_model
