@@ -8,8 +8,10 @@ VENV ?= .venv
 PY ?= $(VENV)/bin/python
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed-$(KEY)
+TRITON := $(VENV)/.triton-$(KEY)
 ifeq ($(origin PY),command line)
 STAMP :=
+TRITON :=
 endif
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --progress-bar off -c constraints.txt
@@ -27,13 +29,13 @@ install: $(STAMP)  ## the environment alone
 demo: $(STAMP)  ## from raw clips to encoders and a page to look at; ARGS="--minutes 3" for the quick one
 	$(PY) -P -m videomamba demo $(ARGS)
 
-test: $(STAMP)  ## every test that is neither slow nor for a GPU; ARGS are pytest's
+test: $(STAMP) $(TRITON)  ## every test that is neither slow nor for a GPU; ARGS are pytest's
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist worksteal $(ARGS)
 
-test-slow: $(STAMP)  ## the tests that take longer
+test-slow: $(STAMP) $(TRITON)  ## the tests that take longer
 	$(PYTEST) -m "slow and not gpu" --timeout 900 $(ARGS)
 
-test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
+test-gpu: $(STAMP) $(TRITON)  ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu --timeout 900 $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
@@ -79,3 +81,10 @@ $(VENV)/.installed-%:
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 	@echo "==> installed in $(VENV)"
+
+# The tests run the Triton kernels in its interpreter and compile them for a GPU that is not here. Nothing else needs
+# Triton, so its 200 MB come with the tests alone; without them those tests skip and say why (in CI they fail).
+$(VENV)/.triton-%: $(STAMP)
+	@echo "==> triton, for the tests of its kernels"
+	@if $(PIP) --retries 1 --timeout 30 triton; then rm -f $(VENV)/.triton-* && touch $@; \
+	else echo "    not to be had; the tests of the Triton kernels will skip"; fi

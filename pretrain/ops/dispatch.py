@@ -10,9 +10,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from pretrain.ops import quick_reference, reference
+from pretrain.ops import mamba_ssm_adapter, quick_reference, reference
 from pretrain.ops.operators import conv_forward, scan_forward
-from pretrain.ops.selection import choose_backend, require_backend
+from pretrain.ops.selection import AUTO, choose_backend, require_backend
 
 CPU_TAPS = 4
 
@@ -70,13 +70,14 @@ def selective_scan(
 
     y (B, L, D) in u's type; with `return_last_state` also the state after the last step (B, D, N), float32 (float64
     for float64). `reverse` runs from the last position to the first. u, delta and z may be views with adjacent
-    channels; B and C any views. The recurrence is float32 whatever the inputs are. ValueError on shapes that disagree.
+    channels; B and C any views. The recurrence is float32 whatever the inputs are. ValueError on shapes that disagree,
+    and for a gradient through the last state from mamba_ssm, which has none.
     """
     _check_scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D)
     arguments = (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, delta_softplus, reverse)
     chosen = choose_backend(backend, u_BLD.device.type, u_BLD.dtype)
-    if chosen == "cpu" and u_BLD.numel():
-        y_BLD, state_BDN = _kernel_scan(*arguments, return_last_state)
+    if chosen != "reference" and u_BLD.numel():
+        y_BLD, state_BDN = _kernel_scan(chosen, *arguments, last_state=return_last_state)
     elif backend == "reference":
         y_BLD, state_BDN = reference.sequential_scan(*arguments)
     elif torch.compiler.is_compiling():
@@ -101,35 +102,50 @@ def causal_conv1d(
     _expect("weight", weight_DK, (x_BLD.shape[2], weight_DK.shape[-1]))
     _expect("bias", bias_D, (x_BLD.shape[2],))
     chosen = choose_backend(backend, x_BLD.device.type, x_BLD.dtype)
-    if chosen == "cpu" and weight_DK.shape[1] == CPU_TAPS and x_BLD.numel():
-        x = x_BLD.float() if x_BLD.dtype == torch.float16 else x_BLD
-        bias = None if bias_D is None else bias_D.float()
-        y_BLD: Tensor = conv_forward(x, weight_DK.float(), bias, reverse, silu)
-        return y_BLD.to(x_BLD.dtype)
-    return reference.causal_conv1d(x_BLD, weight_DK, bias_D, reverse, silu)
+    serves = chosen == "triton" or (chosen == "cpu" and weight_DK.shape[1] == CPU_TAPS)  # mamba_ssm has none
+    if not serves or not x_BLD.numel():
+        return reference.causal_conv1d(x_BLD, weight_DK, bias_D, reverse, silu)
+    x = x_BLD.float() if chosen == "cpu" and x_BLD.dtype == torch.float16 else x_BLD
+    weight, bias = weight_DK.float(), None if bias_D is None else bias_D.float()
+    if chosen == "triton" and not x.is_cuda:
+        from pretrain.ops.triton_launch import interpreted_conv
+
+        return interpreted_conv(x, weight, bias, reverse, silu)
+    y_BLD: Tensor = conv_forward(x, weight, bias, reverse, silu)
+    return y_BLD.to(x_BLD.dtype)
 
 
-def speed_check(backend: str, budget_S: float = 2.0) -> float:
+def speed_check(backend: str, budget_S: float = 2.0, device: str | None = None) -> float:
     """Median seconds of a forward and backward scan at (batch, length, channels) = (2, 257, 384), state 16.
 
-    "reference" is measured in the form that "auto" falls back to. Takes about `budget_S` seconds at most.
+    On the device that the backend is for, or for "reference" on the one given; it is measured in the form that "auto"
+    falls back to. Takes about `budget_S` seconds at most, a first run apart, which may compile.
     """
-    draw = torch.Generator().manual_seed(0)
-    u, delta = (torch.randn(2, 257, 384, generator=draw, requires_grad=True) for _ in range(2))
-    B, C = (torch.randn(2, 257, 16, generator=draw, requires_grad=True) for _ in range(2))
-    A = -torch.rand(384, 16, generator=draw)
-    scan = quick_reference.chunked_scan if backend == "reference" else functools.partial(_kernel_scan, last_state=False)
     require_backend(backend)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < budget_S / 2 and len(times) < 50):
+    device = device or ("cuda" if backend in AUTO["cuda"] else "cpu")
+    draw = torch.Generator().manual_seed(0)
+    wide, small = ((2, 257, 384), (2, 257, 16))
+    leaves = [torch.randn(shape, generator=draw).to(device).requires_grad_() for shape in (wide, wide, small, small)]
+    A = -torch.rand(384, 16, generator=draw).to(device)
+    kernel = functools.partial(_kernel_scan, backend, last_state=False)
+    scan = quick_reference.chunked_scan if backend == "reference" else kernel
+
+    def once() -> float:
         began = time.perf_counter()
-        y = scan(u, delta, A, B, C, None, None, None, True, False)[0]
-        torch.autograd.grad(y.sum(), [u, delta, B, C])
-        times.append(time.perf_counter() - began)
+        y = scan(leaves[0], leaves[1], A, leaves[2], leaves[3], None, None, None, True, False)[0]
+        grads = torch.autograd.grad(y.sum(), leaves)
+        grads[0].flatten()[0].item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    once()
+    times = [once()]
+    while sum(times) < budget_S / 2 and len(times) < 50:
+        times.append(once())
     return sorted(times)[len(times) // 2]
 
 
 def _kernel_scan(
+    backend: str,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -144,11 +160,21 @@ def _kernel_scan(
 ) -> tuple[Tensor, Tensor]:
     """Bring the inputs to the types that the kernels take, and store states only where a gradient will want them."""
     rows = [x for x in (u, delta, z) if x is not None]
-    work = u.dtype if u.dtype != torch.float16 and all(x.dtype == u.dtype for x in rows) else torch.float32
+    half = u.dtype != torch.float16 or backend != "cpu"
+    work = u.dtype if half and all(x.dtype == u.dtype for x in rows) else torch.float32
     vectors = [None if x is None else x.float() for x in (D, delta_bias)]
     tensors = (u.to(work), delta.to(work), A.float(), B, C, vectors[0], None if z is None else z.to(work), vectors[1])
-    save_states = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, state, _ = scan_forward(*tensors, delta_softplus, reverse, save_states, last_state)
+    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if backend == "mamba_ssm":
+        if last_state and wants_gradient:
+            raise ValueError("mamba_ssm gives no gradient through the last state; use another backend, or no_grad")
+        y, state = mamba_ssm_adapter.scan(mamba_ssm_adapter.selective_scan_fn(), *tensors, delta_softplus, reverse)
+    elif u.is_cuda or backend == "cpu":
+        y, state, _ = scan_forward(*tensors, delta_softplus, reverse, wants_gradient, last_state)
+    else:
+        from pretrain.ops.triton_launch import interpreted_scan
+
+        y, state, _ = interpreted_scan(*tensors, delta_softplus, reverse, wants_gradient, last_state)
     return y.to(u.dtype), state
 
 

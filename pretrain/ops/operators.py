@@ -2,7 +2,8 @@
 
 Letters: B batch, L length, D channels, N state, K taps of the convolution.
 
-A kernel library registers itself for a device (the C++ one for CPU); torch.compile keeps one graph around them.
+A kernel library registers itself for a device: the C++ one for CPU when it is loaded, Triton for CUDA, imported at the
+first call. torch.compile keeps one graph around them.
 """
 
 from collections.abc import Callable
@@ -55,7 +56,8 @@ def _scan_backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     return (*dense, _or_nothing(D, A), _or_nothing(z, A), _or_nothing(delta_bias, A))
 
 
-def _keep_scan_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def keep_scan_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What a forward pass of the scan leaves for `scan_gradients`."""
     *tensors, ctx.delta_softplus, ctx.reverse, _, _ = inputs
     states = output[2]
     ctx.mark_non_differentiable(states)
@@ -63,15 +65,18 @@ def _keep_scan_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.save_for_backward(states, *tensors)
 
 
-def _scan_gradients(
-    ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: Tensor | None
+def scan_gradients(
+    ctx: Any,
+    grad_y: Tensor | None,
+    grad_last_state: Tensor | None,
+    _: Tensor | None,
+    backward: Callable[..., tuple[Tensor, ...]] = torch.ops.videomamba.scan_backward,
 ) -> tuple[Tensor | None, ...]:
+    """The gradients of scan_forward's arguments, by the kernel `backward`."""
     states, *tensors = ctx.saved_tensors
     if grad_y is None:
         grad_y = torch.zeros_like(tensors[0])
-    grads = torch.ops.videomamba.scan_backward(
-        grad_y, grad_last_state, states, *tensors, ctx.delta_softplus, ctx.reverse
-    )
+    grads = backward(grad_y, grad_last_state, states, *tensors, ctx.delta_softplus, ctx.reverse)
     wanted = (None if tensor is None else grad for grad, tensor in zip(grads, tensors, strict=True))
     return (*wanted, None, None, None, None)
 
@@ -84,14 +89,18 @@ def _conv_backward_shapes(_: Tensor, x: Tensor, weight: Tensor, bias: Tensor | N
     return _dense(x), _dense(weight), _or_nothing(bias, weight)
 
 
-def _keep_conv_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def keep_conv_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    """What a forward pass of the convolution leaves for `conv_gradients`."""
     x, weight, bias, ctx.reverse, ctx.silu = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
-def _conv_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+def conv_gradients(
+    ctx: Any, grad_y: Tensor, backward: Callable[..., tuple[Tensor, ...]] = torch.ops.videomamba.conv_backward
+) -> tuple[Tensor | None, ...]:
+    """The gradients of conv_forward's arguments, by the kernel `backward`."""
     x, weight, bias = ctx.saved_tensors
-    grads = torch.ops.videomamba.conv_backward(grad_y, x, weight, bias, ctx.reverse, ctx.silu)
+    grads = backward(grad_y, x, weight, bias, ctx.reverse, ctx.silu)
     return grads[0], grads[1], None if bias is None else grads[2], None, None
 
 
@@ -103,8 +112,21 @@ _SHAPES: dict[str, Callable[..., Any]] = {
 }
 for _name, _shapes in _SHAPES.items():
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _shapes)
-torch.library.register_autograd(f"{NAMESPACE}::scan_forward", _scan_gradients, setup_context=_keep_scan_inputs)
-torch.library.register_autograd(f"{NAMESPACE}::conv_forward", _conv_gradients, setup_context=_keep_conv_inputs)
+torch.library.register_autograd(f"{NAMESPACE}::scan_forward", scan_gradients, setup_context=keep_scan_inputs)
+torch.library.register_autograd(f"{NAMESPACE}::conv_forward", conv_gradients, setup_context=keep_conv_inputs)
+
+
+def _launch_triton(name: str) -> Callable[..., Any]:
+    def launch(*arguments: Any) -> Any:
+        from pretrain.ops import triton_launch
+
+        return getattr(triton_launch, name)(*arguments)
+
+    return launch
+
+
+for _name in ("scan_forward", "scan_backward", "conv_forward", "conv_backward"):
+    _library.impl(_name, _launch_triton(_name), "CUDA")
 
 scan_forward = torch.ops.videomamba.scan_forward
 conv_forward = torch.ops.videomamba.conv_forward
