@@ -15,6 +15,7 @@ from typing import Any
 
 from configs.errors import UserError
 from data_pipeline.card_page import page
+from data_pipeline.columns import DEFAULTS
 from data_pipeline.files import write_whole
 from data_pipeline.ledger import Ledger
 from data_pipeline.shards import CARD
@@ -221,7 +222,8 @@ def _command(request: dict[str, Any], out: Path) -> str:
     words += ["--format", str(request.get("format"))]
     words += ["--table", request["table"]] if request.get("table") else []
     for role, columns in request.get("columns", {}).items():
-        words += [word for column in columns for word in ("--columns", f"{role}={column}")]
+        asked = () if tuple(columns) == DEFAULTS.get(role) else columns
+        words += [word for column in asked for word in ("--columns", f"{role}={column}")]
     if not request.get("in_place"):
         words += ["--name", str(request.get("name")), "--samples-per-shard", str(request.get("samples_per_shard"))]
     words += ["--min-frames", str(request["min_frames"])] if request.get("min_frames", 1) > 1 else []

@@ -1,7 +1,7 @@
 """`videomamba data`: build, verify and describe shards of clips and captions, and render the demo's world."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -210,15 +210,35 @@ def verify(
     console.print(f"{folder} is sound.", highlight=False)
 
 
-@app.command(epilog="Example: videomamba data info corpus/")
-def info(folder: Annotated[Path, typer.Argument(help="Folder that `videomamba data build` wrote.")]) -> None:
-    """Print the card of a corpus: what is in it, what was lost and why, how it was made."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
+@app.command(epilog="Example: videomamba data info corpus/ --sheet sheet.png")
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder that `videomamba data build` wrote.")],
+    sheet: Annotated[Path | None, typer.Option(help="PNG to draw random clips and their captions into.")] = None,
+    clips: Annotated[int, typer.Option(min=1, max=200, help="Clips on the sheet.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of their choice.")] = 0,
+) -> None:
+    """Print the card of a corpus: what is in it, what was lost and why, how it was made; draw a contact sheet."""
     from data_pipeline.card import read_card
 
     card = read_card(folder)
+    _print_card(card, folder)
+    if sheet is not None:
+        import io
+
+        from data_pipeline.contact_sheet import contact_sheet
+        from data_pipeline.files import write_whole
+        from data_pipeline.shards import Corpus
+
+        png = io.BytesIO()
+        contact_sheet(Corpus.open(folder), clips, seed).save(png, "png")
+        write_whole(sheet, png.getvalue())
+        typer.echo(f"{min(clips, card['samples'])} random clips are on {sheet}.")
+
+
+def _print_card(card: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
     table = Table("corpus", Column(str(card.get("name", folder.name)), overflow="fold"))
     for field in (
         "samples",
@@ -236,6 +256,10 @@ def info(folder: Annotated[Path, typer.Argument(help="Folder that `videomamba da
             table.add_row(field, str(card[field]))
     table.add_row("shards", str(len(card.get("shards", []))))
     table.add_row("sizes", ", ".join(f"{size} ({count})" for size, count in card.get("sizes", {}).items()))
+    for name, spread in (("seconds", card.get("seconds")), *(card.get("caption_statistics") or {}).items()):
+        if isinstance(spread, dict):
+            told = ", ".join(f"{what} {value:g}" for what, value in spread.items())
+            table.add_row(name if name == "seconds" else f"captions: {name.replace('_', ' ')}", told or "none")
     table.add_row("attributes", ", ".join(card.get("attributes", [])) or "none")
     for reason, losses in card.get("lost", {}).items():
         names = ", ".join(entry["file"] for entry in losses["files"][:_SHOWN])

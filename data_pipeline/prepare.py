@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.schema import LossReason, SampleError, content_digest
 from data_pipeline.transcode import Look, Transcode, command, look
+
+if TYPE_CHECKING:
+    from data_pipeline.decode import Probe
 
 _PATHS_FAULT = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _DISK_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
@@ -33,6 +37,11 @@ class Task:
     offset: int | None = None
     start: float | None = None
     end: float | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether only a span of it is wanted."""
+        return self.start is not None or self.end is not None
 
 
 @dataclass(frozen=True)
@@ -76,14 +85,12 @@ def prepare(task: Task, recipe: Recipe) -> Result:
 
     Raises OSError where the machine is at fault (an I/O error, a full disk).
     """
-    from data_pipeline.decode import probe
-
     try:
-        if recipe.transcode is None and task.start is None and task.end is None:
-            media, suffix = _read(task), task.suffix
+        if recipe.transcode is None and not task.is_cut:
+            made = _as_it_is(task)
         else:
-            media, suffix = _transcoded(task, recipe.transcode or Transcode(), recipe.scratch)
-        found = probe(media)
+            made = _transcoded(task, recipe.transcode or Transcode(), recipe.scratch)
+        found = made.found
         if found.kind == "video" and found.frames < recipe.min_frames:
             raise SampleError(LossReason.TOO_SHORT, f"{found.frames} frames, of {recipe.min_frames} asked")
     except SampleError as error:
@@ -94,7 +101,8 @@ def prepare(task: Task, recipe: Recipe) -> Result:
         if error.errno not in _PATHS_FAULT:
             raise
         return Lost(task.position, LossReason.MISSING_FILE, error.strerror or str(error))
-    return Prepared(task.position, media, _extension(suffix), content_digest(media), found.kind, found.tree())
+    media = made.media
+    return Prepared(task.position, media, _extension(made.suffix), content_digest(media), found.kind, found.tree())
 
 
 def _extension(suffix: str) -> str:
@@ -113,21 +121,34 @@ def _read(task: Task) -> bytes:
     return media
 
 
-def _transcoded(task: Task, options: Transcode, scratch: str | None) -> tuple[bytes, str]:
-    """The bytes of the clip made anew, and the suffix of their kind."""
+@dataclass(frozen=True)
+class _Made:
+    media: bytes
+    suffix: str
+    found: "Probe"
+
+
+def _as_it_is(task: Task) -> _Made:
+    """The clip as it stands, decoded in full; raises its SampleError."""
+    from data_pipeline.decode import probe
+
+    media = _read(task)
+    return _Made(media, task.suffix, probe(media))
+
+
+def _transcoded(task: Task, options: Transcode, scratch: str | None) -> _Made:
+    """The clip made anew."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder, _as_path(task, Path(folder)) as source:
         seen = look(source)
         if seen is None or (seen.still and not _shrinks(seen, options)):
-            _judge(task)
-            if seen is None:
-                raise SampleError(LossReason.DECODE_ERROR, "its first frame cannot be decoded")
-            return _read(task), task.suffix
+            kept = _as_it_is(task)
+            if task.is_cut:
+                raise SampleError(LossReason.BAD_SPAN, "a picture, or what ffmpeg cannot read, has no span to cut out")
+            return kept
         suffix = task.suffix.lower() if task.suffix.lower() in _KEPT_PICTURES else ".png"
         target = Path(folder, f"made{suffix}" if seen.still else "made.mp4")
         said = _run(command(source, target, options, seen, task.start, task.end))
-        media = target.read_bytes() if target.exists() else b""
-        _refuse_if_doubtful(task, seen, media, said)
-        return media, target.suffix
+        return _checked(task, seen, target, said.splitlines()[-1][:200] if said else "")
 
 
 def _shrinks(seen: Look, options: Transcode) -> bool:
@@ -158,29 +179,20 @@ def _run(arguments: list[str]) -> str:
     return said
 
 
-def _refuse_if_doubtful(task: Task, seen: Look, media: bytes, said: str) -> None:
-    """Raise the typed reason where ffmpeg complained, or less came out than the container promised."""
-    last = said.splitlines()[-1][:200] if said else ""
-    if task.start is not None or task.end is not None:
-        if last:
-            raise SampleError(LossReason.DECODE_ERROR, last)
-        if not media:
-            raise SampleError(LossReason.TOO_SHORT, "there is no frame in its span")
-        return
-    if last or not media or (not seen.still and not _is_whole(seen, media)):
-        _judge(task)
-    if not media:
-        raise SampleError(LossReason.DECODE_ERROR, last or "nothing came out of it")
-
-
-def _is_whole(seen: Look, media: bytes) -> bool:
+def _checked(task: Task, seen: Look, target: Path, complaint: str) -> _Made:
+    """What ffmpeg made. Where it complained, or less came out than was promised, the typed reason is raised."""
     from data_pipeline.decode import probe
 
-    return probe(media).duration >= 0.9 * seen.seconds - 0.5
-
-
-def _judge(task: Task) -> None:
-    """Decode the source in full, as for a copy; raises its SampleError."""
-    from data_pipeline.decode import probe
-
-    probe(_read(task))
+    if task.is_cut and complaint:
+        raise SampleError(LossReason.DECODE_ERROR, complaint)
+    try:
+        media = target.read_bytes()
+        found = probe(media)
+    except (SampleError, FileNotFoundError) as error:
+        if task.is_cut:
+            raise SampleError(LossReason.TOO_SHORT, "there is no frame in its span") from error
+        _as_it_is(task)
+        raise SampleError(LossReason.DECODE_ERROR, complaint or "nothing came out of it") from error
+    if not task.is_cut and (complaint or (not seen.still and found.duration < 0.9 * seen.seconds - 0.5)):
+        _as_it_is(task)
+    return _Made(media, target.suffix, found)

@@ -3,8 +3,8 @@
     arguments = command(Path("in.mov"), Path("out.mp4"), Transcode(short_side=256), look(Path("in.mov")))
 
 What comes out of a video is H.264 in MP4 with its index in front, 8 bits, upright, with square pixels, HDR tone-mapped
-to BT.709, without sound; pictures stay pictures. Equal inputs give equal bytes. One thread a clip: the clips are what
-runs in parallel.
+to BT.709 as the reading side does it (`hdr`), without sound; pictures stay pictures. Equal inputs give equal bytes.
+One thread a clip: the clips are what runs in parallel.
 """
 
 import os
@@ -19,9 +19,9 @@ from pydantic import Field
 from configs.errors import UserError
 from configs.loader import Frozen
 from data_pipeline.ffmpeg import ffmpeg_filters, ffmpeg_program
+from data_pipeline.hdr import PEAK, WHITE
 
 _HDR = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, by the numbers of ITU-T H.273
-_NITS = 100  # what SDR's white stands for in the tone mapping
 
 
 class Transcode(Frozen):
@@ -78,7 +78,7 @@ def look(path: Path) -> Look | None:
                 frames=stream.frames,
                 seconds=float(length if length is not None else (container.duration or 0) / av.time_base),
                 hdr=_HDR.get(int(frame.color_trc)),
-                still=container.format.name == "image2",
+                still=container.format.name == "image2" or container.format.name.endswith("_pipe"),
             )
     except (av.error.FFmpegError, ValueError, StopIteration):
         return None
@@ -111,7 +111,8 @@ def command(
 def _filters(seen: Look, options: Transcode) -> list[tuple[str, dict[str, Any]]]:
     filters: list[tuple[str, dict[str, Any]]] = []
     if options.max_fps and not seen.still and (seen.fps > options.max_fps or not seen.fps):
-        filters.append(("fps", {"fps": options.max_fps}))  # first: what is dropped need not be scaled
+        # First, as what is dropped need not be scaled; rounded up, a frame shows what was on the screen at its time.
+        filters.append(("fps", {"fps": options.max_fps, "round": "up"}))
     width, height = target_size(seen, options)
     scaled = ("scale", {"w": width, "h": height, "flags": "bicubic+accurate_rnd"})
     if seen.hdr is None:
@@ -121,10 +122,10 @@ def _filters(seen: Look, options: Transcode) -> list[tuple[str, dict[str, Any]]]
             cause = f"An HDR clip has to be tone-mapped, and {ffmpeg_program()} has no zscale filter."
             raise UserError(cause, "Install an ffmpeg with libzimg, or build without transcoding.", exit_code=1)
         filters += [
-            ("zscale", {"w": width, "h": height, "t": "linear", "npl": _NITS}),
+            ("zscale", {"w": width, "h": height, "t": "linear", "npl": WHITE}),
             ("format", {"pix_fmts": "gbrpf32le"}),
             ("zscale", {"p": "bt709"}),
-            ("tonemap", {"tonemap": "hable", "desat": 0}),
+            ("tonemap", {"tonemap": "mobius", "peak": PEAK, "desat": 0}),
             ("zscale", {"t": "bt709", "m": "bt709", "r": "tv"}),
         ]
     return [*filters, ("setsar", {"sar": 1}), *([] if seen.still else [("format", {"pix_fmts": "yuv420p"})])]

@@ -116,3 +116,9 @@ def media_folder(tmp_path_factory) -> Path:
 def make_bad_corpus():
     """make_bad_corpus(folder, count): shards whose every medium is no video."""
     return lambda folder, count: write_corpus(folder, (sample(n, b"no video %d" % n) for n in range(count)))
+
+
+@pytest.fixture(scope="session")
+def ramp():
+    """ramp(frames=12, number=0): the bytes of a clip whose frame t is grey of 20 + 15 t, ten a second."""
+    return lambda frames=12, number=0: encode_clip(grey_ramp(number, frames=frames))
