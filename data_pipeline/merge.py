@@ -27,6 +27,7 @@ from data_pipeline.shards import CARD, LEDGER, Corpus, ShardWriter, shard_name, 
 from data_pipeline.sources import Part
 
 _FOLDER = re.compile(r"part-(\d{5})-of-(\d{5})")
+_REMOVED = ".removed-"  # a part's folder goes under another name first, so that none is ever there by halves
 _COLUMNS = (
     "position, file, start, stop, tar, tar_offset, status, reason, detail, shard, key, offset, bytes, sha256, media, "
     "width, height, frames, duration, captions, attributes"
@@ -50,6 +51,8 @@ def merge(out: Path, progress: Progress | None = None, *, keep_parts: bool = Fal
     begun = time.monotonic()
     progress = progress or (lambda *_: None)
     folders = _parts(out)
+    for rest in out.glob(f"{_REMOVED}*"):  # of a merge that was killed while it removed its parts
+        shutil.rmtree(rest)
     if not folders and (out / CARD).is_file():
         with Ledger(out / LEDGER) as ledger:
             return replace(summarise(out, ledger), nothing_to_do=True)
@@ -68,7 +71,7 @@ def merge(out: Path, progress: Progress | None = None, *, keep_parts: bool = Fal
         summary = replace(summarise(out, ledger), seconds=time.monotonic() - begun)
     if not keep_parts:
         for folder in folders:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.rename(out / f"{_REMOVED}{folder.name}"))
     return summary
 
 
