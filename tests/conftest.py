@@ -107,3 +107,19 @@ def pytest_make_collect_report() -> Iterator[None]:
     report = yield
     _fail_if_ci_should_bring_it(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The worst error of each comparison with the published code (tests/parity), or with -v that of every tensor."""
+    compared = {
+        report.nodeid: dict(report.user_properties)["parity"]
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if "parity" in dict(getattr(report, "user_properties", ()))
+    }
+    if compared:
+        terminalreporter.section("parity: |ours - published| / |published|")
+    for nodeid, rows in sorted(compared.items()):
+        terminalreporter.line(f"{nodeid.rpartition('::')[2]}: {len(rows)} tensors, the worst:")
+        for name, error, limit in rows if terminalreporter.verbosity > 0 else rows[:1]:
+            terminalreporter.line(f"    {error:9.2e} (limit {limit:.0e})  {name}")
