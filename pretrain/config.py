@@ -98,7 +98,9 @@ class LossConfig(Frozen):
 class OptimConfig(Frozen):
     """Optimizer and schedule. `muon_lr` is the base rate of block matrices where `method` is muon.
 
-    The schedule multiplies every base rate by one factor, which ends at `min_lr / lr`.
+    The schedule multiplies every base rate by one factor, which ends at `min_lr / lr`. `decay` says what weight decay
+    reaches: `weights` spares A_log, cls and every table of positions; `released` spares what the release's code
+    spares, which decays A_log, and in stage 2 all the others too.
     """
 
     method: Literal["adamw", "muon"] = "adamw"
@@ -109,6 +111,7 @@ class OptimConfig(Frozen):
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
+    decay: Literal["weights", "released"] = "weights"
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
 

@@ -30,6 +30,9 @@ NO_DECAY = re.compile(
 )
 """Names that are never decayed; everything with fewer than two dimensions (norms, biases) is exempt too."""
 
+NO_DECAY_RELEASED = re.compile(r"^(cls_token|pos_embed|temporal_pos_embedding)$|\.bias$")
+"""What the release spares by name: its list is asked of the whole model, so inside a joint one it matches nothing."""
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: steepest at zero, so that five steps do."""
 
@@ -46,7 +49,7 @@ class Group(TypedDict):
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[Group]:
-    """Every trainable parameter in exactly one group, by the rules BLOCK_MATRIX and NO_DECAY; empty groups left out."""
+    """Every trainable parameter in exactly one group, by the rules above; empty groups left out."""
     members: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named:
         if parameter.requires_grad:
@@ -69,7 +72,8 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimCon
 def _group_name(name: str, parameter: nn.Parameter, config: OptimConfig) -> str:
     if config.method == "muon" and parameter.ndim == 2 and BLOCK_MATRIX.search(name):
         return "muon"
-    return "plain" if parameter.ndim < 2 or NO_DECAY.search(name) else "decay"
+    spared = NO_DECAY if config.decay == "weights" else NO_DECAY_RELEASED
+    return "plain" if parameter.ndim < 2 or spared.search(name) else "decay"
 
 
 class Optimizer(torch.optim.Optimizer):

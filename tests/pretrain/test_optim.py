@@ -54,6 +54,21 @@ def test_what_is_never_decayed(joint):
     assert decays == {"decay": 0.3, "plain": 0.0}
 
 
+def test_the_released_rule_decays_what_the_release_does(joint):
+    """Reference 2.5 and 3.3: A_log always; positions and cls in stage 2, where its list of names finds nothing."""
+    released = OptimConfig(decay="released")
+    positions = {"cls_token", "pos_embed", "temporal_pos_embedding"}
+    scans = {f"layers.{i}.mixer.{name}" for i in range(2) for name in ("A_log", "A_b_log")}
+    tables = {f"text_encoder.bert.embeddings.{name}_embeddings.weight" for name in ("position", "token_type")}
+
+    alone = names_by_group(joint.vision_encoder, released)
+    assert alone["plain"] == names_by_group(joint.vision_encoder, OptimConfig())["plain"] - scans
+    assert positions <= alone["plain"]
+
+    moved = names_by_group(joint, released)["decay"] - names_by_group(joint, OptimConfig())["decay"]
+    assert moved == {f"vision_encoder.{name}" for name in positions | scans} | tables
+
+
 def test_muon_takes_the_block_matrices_and_nothing_else(joint):
     muon = names_by_group(joint, OptimConfig(method="muon"))["muon"]
     mixer = ("in_proj", "out_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b")
