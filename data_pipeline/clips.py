@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from data_pipeline.augment import augment
-from data_pipeline.config import AugmentConfig, CaptionRule
+from data_pipeline.config import AugmentConfig, CaptionRule, IdentityRule
 from data_pipeline.decode import decode_image, decode_video
 from data_pipeline.draws import uniform_np
 from data_pipeline.frame_cache import FrameCache
@@ -38,7 +38,7 @@ Choose = Callable[[int, float], npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Meta:
-    """What a batch says of a sample. `identity` is the first 63 bits of the sha256 of its content."""
+    """What a batch says of a sample. `identity` is the first 63 bits of the sha256 of its content, or its row."""
 
     key: str
     captions: tuple[str, ...]
@@ -58,9 +58,16 @@ class ClipSource:
     """
 
     def __init__(
-        self, corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: FrameCache | None = None, number: int = 0
+        self,
+        corpus: Samples,
+        kind: Kind,
+        visual: VisualPreprocess,
+        cache: FrameCache | None = None,
+        number: int = 0,
+        identity: IdentityRule = "sha256",
     ) -> None:
         self.corpus = corpus
+        self.identity = identity
         self.number = number
         self.kind = kind
         self.visual = visual
@@ -77,8 +84,11 @@ class ClipSource:
         captions = tuple(str(caption) for caption in tree["captions"] if str(caption).strip())
         if not captions:
             raise SampleError(LossReason.EMPTY_CAPTION, "no caption with a letter in it")
-        digest = tree.get("sha256") or self.corpus.read(index).sha256
-        meta = Meta(self.corpus.key(index), captions, int(digest[:16], 16) >> 1, dict(tree.get("attributes") or {}))
+        if self.identity == "row":
+            identity = index
+        else:
+            identity = int((tree.get("sha256") or self.corpus.read(index).sha256)[:16], 16) >> 1
+        meta = Meta(self.corpus.key(index), captions, identity, dict(tree.get("attributes") or {}))
         if len(self._remembered) < REMEMBERED:
             self._remembered[index] = meta
         return meta

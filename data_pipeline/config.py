@@ -27,6 +27,7 @@ FrameRuleName = Literal[
 TIMED_RULES = ("dense", "fps", "released_fps")  # these ask for frames at a pace, which a cache of a few cannot give
 Tail = Literal["drop", "wrap"]
 CaptionRule = Literal["random", "first"]
+IdentityRule = Literal["sha256", "row"]
 
 DECODE_TIMEOUT = 60.0  # seconds
 MAX_CACHE_FRAMES = 200  # the cache keeps a clip's frame count in one byte, beside the codes of lost samples
@@ -134,8 +135,10 @@ class DataConfig(Frozen):
     `batch` counts the clips of a step over all ranks, `image_batch` the images of an image step (null: the same).
     `crop_scale` is the share of the area that a random crop keeps; (1, 1) with no flip leaves frames as they are.
     `cache` names a folder where `cache_frames` decoded frames a clip are kept, at `image_size`; a random frame is
-    then drawn among those. `max_bad_fraction` is the share of lost samples past which a run stops;
-    `decode_timeout` the seconds after which a worker that decodes one sample is killed and the sample counted lost.
+    then drawn among those. `identity` says which samples are one medium to the losses: those of equal content
+    (sha256), or none but itself (row: its number in the corpus, as released). `max_bad_fraction` is the share of
+    lost samples past which a run stops; `decode_timeout` the seconds after which a worker that decodes one sample is
+    killed and the sample counted lost.
     """
 
     train: tuple[CorpusConfig, ...] = Field(min_length=1)
@@ -151,6 +154,7 @@ class DataConfig(Frozen):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     augment: AugmentConfig = AugmentConfig()
     caption: CaptionRule = "random"
+    identity: IdentityRule = "sha256"
     tail: Tail = "drop"
     workers: int = Field(2, ge=0)
     prefetch: int = Field(2, ge=1)

@@ -17,7 +17,7 @@ import numpy as np
 from configs.errors import UserError
 from data_pipeline.batches import Batch, Control, EvalBatches, TrainBatches
 from data_pipeline.clips import Augment, ClipSource
-from data_pipeline.config import DECODE_TIMEOUT, CorpusConfig, DataConfig, Kind, RemoteConfig
+from data_pipeline.config import DECODE_TIMEOUT, CorpusConfig, DataConfig, IdentityRule, Kind, RemoteConfig
 from data_pipeline.frame_cache import CacheSpec, FrameCache
 from data_pipeline.lost import BadSamples, check_bad_fraction
 from data_pipeline.order import Order, OrderCorpus, check_world
@@ -77,7 +77,7 @@ class TrainLoader:
         self.start_step, self.steps = start_step, steps
         self._counters = _Counters()
         sources = [
-            _source(corpus, item.kind, config.visual(), config.cache, config.cache_frames, number)
+            _source(corpus, item.kind, config.visual(), config.cache, config.cache_frames, number, config.identity)
             for number, (corpus, item) in enumerate(zip(corpora, config.train, strict=True))
         ]
         augments = [
@@ -224,7 +224,13 @@ def _labels(corpus: Corpus, attributes: tuple[str, ...]) -> np.ndarray[Any, np.d
 
 
 def _source(
-    corpus: Samples, kind: Kind, visual: VisualPreprocess, cache: str | None, cache_frames: int, number: int = 0
+    corpus: Samples,
+    kind: Kind,
+    visual: VisualPreprocess,
+    cache: str | None,
+    cache_frames: int,
+    number: int = 0,
+    identity: IdentityRule = "sha256",
 ) -> ClipSource:
     if kind == "image":
         visual, cache_frames = visual.model_copy(update={"frames": 1}), 1
@@ -240,7 +246,7 @@ def _source(
             first_seconds=visual.first_seconds,
         )
         kept = FrameCache(Path(cache), spec)
-    return ClipSource(corpus, kind, visual, kept, number)
+    return ClipSource(corpus, kind, visual, kept, number, identity)
 
 
 def clip_bytes(visual: VisualPreprocess) -> int:

@@ -81,6 +81,11 @@ def test_a_batch_is_what_the_contract_says(plain, clip_corpus):
             assert all(3 * t <= frame <= 3 * t + 2 for t, frame in enumerate(seen)), seen
 
 
+def test_identity_by_row_is_the_number_in_the_corpus(clip_corpus):
+    _, batches = run(config(CorpusConfig(path=str(clip_corpus)), identity="row"), steps=2)
+    assert all(batch.identity.equal(batch.index) for batch in batches)
+
+
 def test_random_frames_and_captions_change_from_epoch_to_epoch(plain):
     _, batches = plain  # 12 steps of 8 are 96 clips of 60: every clip comes once in 7 steps, most twice
     seen, captions = {}, Counter()
