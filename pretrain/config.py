@@ -141,8 +141,9 @@ class PretrainConfig(Frozen):
 
     `init` names a checkpoint or a run folder whose weights to start from. `tokenizer` is a folder; null trains
     one from this run's captions. `embed` is the width of the space that both towers meet in. `micro_batch` is
-    how many samples a rank takes at once (null: its whole slice). `threads` is the torch threads of a rank
-    (null: the cores shared among the ranks here). `deepspeed` names a file in configs/deepspeed.
+    how many samples a rank takes at once (null: its whole slice): losses and gradients stay those of the whole batch,
+    in stage 2 for a second forward pass. `threads` is the torch threads of a rank (null: the cores shared among the
+    ranks here). `deepspeed` names a file in configs/deepspeed.
     """
 
     task: Literal["stage1", "stage2"]
