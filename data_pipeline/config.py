@@ -34,11 +34,13 @@ MAX_CACHE_FRAMES = 200  # the cache keeps a clip's frame count in one byte, besi
 
 
 class CorpusConfig(Frozen):
-    """One folder of shards and how it takes part.
+    """One folder or address of shards and how it takes part.
 
-    `weight` is its share of the steps (null: in proportion to its number of batches, so that all corpora go
-    round together). `flip` mirrors clips half of the time, and is refused where `directional` says that
-    left and right are what captions or labels tell ("pushing something from left to right").
+    `weight` is its share of the steps (null: in proportion to its number of batches times `epochs`, so that by
+    default all corpora go round together, and one with `epochs: 2` goes round twice meanwhile).
+    `shard_window` keeps an epoch local, so many shards at a time (null: the whole corpus is shuffled at once).
+    `flip` mirrors clips half of the time, and is refused where `directional` says that left and right are what
+    captions or labels tell ("pushing something from left to right").
     `group_by` names attributes; samples with equal values stand together in a batch, `group_size` at a time.
     `unlike_by` names attributes in which the members of a group shall differ, as far as the epoch allows it.
     """
@@ -46,6 +48,8 @@ class CorpusConfig(Frozen):
     path: str
     kind: Kind = "video"
     weight: float | None = Field(None, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    shard_window: int | None = Field(None, ge=1)
     flip: bool = False
     directional: bool = False
     group_by: tuple[str, ...] = ()
@@ -58,6 +62,17 @@ class CorpusConfig(Frozen):
             raise ValueError(
                 f"flip mirrors the clips of {self.path}, and directional says that left and right are what is told. "
                 "Use flip: false there, or directional: false if a mirrored clip keeps its captions."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_rule_for_the_share_and_one_for_the_order(self) -> Self:
+        if self.weight is not None and self.epochs != 1:
+            raise ValueError(f"weight is {self.weight:g} and epochs {self.epochs:g}: either sets the share. Give one.")
+        if self.shard_window is not None and self.group_by:
+            raise ValueError(
+                "shard_window shuffles a few shards at a time, and group_by needs all samples of a label. "
+                "Give one of them; a corpus in groups is best kept on a local disk."
             )
         return self
 

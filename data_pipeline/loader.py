@@ -22,6 +22,7 @@ from data_pipeline.frame_cache import CacheSpec, FrameCache
 from data_pipeline.lost import BadSamples, check_bad_fraction
 from data_pipeline.order import Order, OrderCorpus, check_world
 from data_pipeline.preprocess import VisualPreprocess
+from data_pipeline.remote import is_address
 from data_pipeline.schema import LossReason, SampleError, Samples
 from data_pipeline.shards import Corpus
 from data_pipeline.workers import Pool
@@ -194,6 +195,9 @@ def open_order(config: DataConfig, seed: int, corpora: list[Corpus] | None = Non
                 labels=_labels(corpus, item.group_by),
                 group_size=item.group_size,
                 unlike=_labels(corpus, item.unlike_by),
+                epochs=item.epochs,
+                shard_sizes=tuple(corpus.shard_sizes),
+                window=item.shard_window,
             )
             for corpus, item in zip(opened, config.train, strict=True)
         ],
@@ -209,6 +213,13 @@ def _open(item: CorpusConfig, remote: RemoteConfig) -> Corpus:
         raise UserError(
             f"{item.path} holds {found}s, and the config calls it a corpus of {item.kind}s.",
             f"Set kind: {found} there, or name the other folder.",
+        )
+    room = remote.cache_gb * 1e9
+    if is_address(item.path) and remote.fetch == "shards" and item.shard_window is None and corpus.bytes > room:
+        raise UserError(
+            f"{item.path} holds {corpus.bytes / 1e9:.3g} GB and the cache {remote.cache_gb:g}: shuffled as a whole, "
+            "its shards would be fetched again and again.",
+            "Set shard_window (16, say) for it, data.remote.fetch=ranges, or a larger data.remote.cache_gb.",
         )
     return corpus
 

@@ -6,6 +6,9 @@ Which samples: each corpus has its own epochs, an epoch is a permutation drawn f
 within it no sample comes twice. What is left when an epoch does not divide into batches is dropped
 (`tail="drop"`: other samples every epoch) or runs on into the next epoch (`tail="wrap"`).
 
+Windows: where a corpus gives its shards' sizes and a window, an epoch goes through the shards a few at a time
+(windows.py), so that shards fetched from afar are needed once an epoch.
+
 Groups: where samples carry labels and `group_size` is above 1, an epoch is a permutation of whole groups of
 samples with one label. What a label has left over forms mixed groups with what other labels have left over, so
 that of n samples exactly n mod group_size are dropped in an epoch; a batch holds batch / group_size groups.
@@ -24,6 +27,7 @@ import numpy.typing as npt
 from configs.errors import UserError
 from data_pipeline.config import Kind, Tail
 from data_pipeline.draws import derive, permutation_np
+from data_pipeline.windows import WindowedEpoch
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -35,9 +39,10 @@ WEIGHT_DENOMINATOR = 1_000_000
 class OrderCorpus:
     """What the order needs to know of a corpus.
 
-    `batch` is the global batch of its steps; `weight` None means in proportion to its batches an epoch;
-    `labels` (size,) integers say which samples are alike, for groups of `group_size`; samples of one label whose
-    `unlike` (size,) is equal too are kept out of one group where possible.
+    `batch` is the global batch of its steps; `weight` None means in proportion to its batches an epoch, times
+    `epochs`; `shard_sizes` (shards,) and `window` (shards) keep an epoch local; `labels` (size,) integers say which
+    samples are alike, for groups of `group_size`; samples of one label whose `unlike` (size,) is equal too are kept
+    out of one group where possible.
     """
 
     name: str
@@ -48,6 +53,9 @@ class OrderCorpus:
     labels: npt.NDArray[Any] | None = None
     group_size: int = 1
     unlike: npt.NDArray[Any] | None = None
+    epochs: float = 1.0
+    shard_sizes: tuple[int, ...] = ()
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Order:
         for corpus in self.corpora:
             _check(corpus, tail)
         self._shares = self._remaining_shares()
-        self._kept: dict[tuple[int, int], Int64Array] = {}
+        self._kept: dict[tuple[int, int], Int64Array | WindowedEpoch] = {}
 
     def steps_per_epoch(self, corpus: int = 0) -> Fraction:
         """Batches in one epoch of a corpus: whole with tail "drop", a fraction with "wrap"."""
@@ -118,7 +126,7 @@ class Order:
         index_B = np.empty(plan.batch, dtype=np.int64)
         for epoch in np.unique(epoch_B):
             here = epoch_B == epoch
-            index_B[here] = self.epoch(corpus, int(epoch))[place_B[here]]
+            index_B[here] = self._at(corpus, int(epoch), place_B[here])
         seeds_B = sample_seeds(self.seed, corpus, epoch_B, index_B)
         return BatchPlan(step, corpus, plan.kind, epoch_B, index_B, seeds_B)
 
@@ -132,20 +140,26 @@ class Order:
 
     def epoch(self, corpus: int, epoch: int) -> Int64Array:
         """The samples of a corpus in the order of one epoch (whole groups only, where there are groups)."""
+        return self._at(corpus, epoch, np.arange(self._length(corpus), dtype=np.int64))
+
+    def _at(self, corpus: int, epoch: int, places: Int64Array) -> Int64Array:
+        """The samples at some places of an epoch."""
         kept = self._kept.get((corpus, epoch))
-        if kept is not None:
-            return kept
-        plan = self.corpora[corpus]
-        seed = derive(self.seed, "epoch", corpus, epoch)
+        if kept is None:
+            kept = self._permuted(self.corpora[corpus], derive(self.seed, "epoch", corpus, epoch))
+            held = [key for key in self._kept if key[0] == corpus]
+            for oldest in held[: len(held) + 1 - KEPT_EPOCHS]:
+                del self._kept[oldest]
+            self._kept[corpus, epoch] = kept
+        return kept.at(places) if isinstance(kept, WindowedEpoch) else kept[places]
+
+    @staticmethod
+    def _permuted(plan: OrderCorpus, seed: int) -> Int64Array | WindowedEpoch:
+        if plan.window is not None:
+            return WindowedEpoch(seed, np.array(plan.shard_sizes, dtype=np.int64), plan.window)
         if plan.labels is None or plan.group_size == 1:
-            order = permutation_np(seed, "samples", plan.size)
-        else:
-            order = grouped_permutation(seed, plan.labels, plan.group_size, plan.unlike)
-        held = [key for key in self._kept if key[0] == corpus]
-        for oldest in held[: len(held) + 1 - KEPT_EPOCHS]:
-            del self._kept[oldest]
-        self._kept[corpus, epoch] = order
-        return order
+            return permutation_np(seed, "samples", plan.size)
+        return grouped_permutation(seed, plan.labels, plan.group_size, plan.unlike)
 
     def _length(self, corpus: int) -> int:
         plan = self.corpora[corpus]
@@ -154,7 +168,7 @@ class Order:
     def _remaining_shares(self) -> list[Fraction]:
         """For each corpus in turn, its share of the steps that the corpora before it leave."""
         weights = [
-            self.steps_per_epoch(place)
+            self.steps_per_epoch(place) * Fraction(corpus.epochs).limit_denominator(WEIGHT_DENOMINATOR)
             if corpus.weight is None
             else Fraction(corpus.weight).limit_denominator(WEIGHT_DENOMINATOR)
             for place, corpus in enumerate(self.corpora)
@@ -247,6 +261,8 @@ def _check(corpus: OrderCorpus, tail: Tail) -> None:
         )
     if corpus.group_size > 1 and (corpus.labels is None or len(corpus.labels) != corpus.size):
         raise ValueError(f"{corpus.name}: groups need one label for each of its {corpus.size} samples")
+    if corpus.window is not None and (corpus.group_size > 1 or sum(corpus.shard_sizes) != corpus.size):
+        raise ValueError(f"{corpus.name}: a window needs the sizes of all shards, and no groups")
     usable = corpus.size // corpus.group_size * corpus.group_size
     least = corpus.group_size if tail == "wrap" else corpus.batch
     if usable < least:

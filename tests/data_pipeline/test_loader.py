@@ -19,7 +19,7 @@ from data_pipeline.decode import decode_video
 from data_pipeline.frames import middle_indices
 from data_pipeline.loader import EvalLoader, TrainLoader, check_bad_fraction
 from data_pipeline.schema import LossReason
-from data_pipeline.shards import Corpus
+from data_pipeline.shards import Corpus, ShardWriter
 from data_pipeline.transforms import from_decoder, to_square
 
 BAD = 17  # of clip_corpus
@@ -128,6 +128,29 @@ def test_workers_ranks_and_resumption_change_nothing(plain, clip_corpus):
             parts = [ranks[rank][step] for rank in range(world)]
             assert torch.equal(torch.cat([part.frames for part in parts]), whole[3 + step].frames)
             assert [c for part in parts for c in part.captions] == whole[3 + step].captions
+
+
+@pytest.mark.parametrize("workers, prefetch", [(1, 1), (3, 1), (3, 4)])
+def test_any_number_of_workers_gives_the_same_sequence_over_shards_of_any_sizes(
+    clip_corpus, tmp_path, workers, prefetch
+):
+    samples = [Corpus.open(clip_corpus).read(i) for i in range(13)]
+    for number, count in enumerate((1, 5, 1, 6)):  # fewer shards than ranks, and shards of one sample
+        with ShardWriter(tmp_path, "odd", count, first=number) as writer:
+            for sample in samples[:count]:
+                writer.write(sample)
+        del samples[:count]
+    settings = config(CorpusConfig(path=str(tmp_path), shard_window=2), batch=6).model_copy(
+        update={"workers": workers, "prefetch": prefetch}
+    )
+    _, whole = run(settings.model_copy(update={"workers": 0}))
+    assert all(map(same, whole, run(settings)[1]))
+    ranks = [
+        run(settings.model_copy(update={"workers": rank % 2}), start=4, rank=rank, world=6)[1] for rank in range(6)
+    ]
+    assert {len(rank) for rank in ranks} == {STEPS - 4}
+    for step, parts in enumerate(zip(*ranks, strict=True), start=4):
+        assert [key for part in parts for key in part.keys] == whole[step].keys
 
 
 def test_micro_batches_are_parts_of_a_batch(plain):
@@ -307,6 +330,10 @@ def test_wrong_requests_are_told_before_anything_is_read(clip_corpus, image_corp
     assert "holds images" in refused(config(CorpusConfig(path=str(image_corpus))))
     assert "colour" in refused(config(CorpusConfig(path=here, group_by=("color",), group_size=2)))
     assert "fewer than 64" in refused(config(CorpusConfig(path=here), batch=64))
+    with pytest.raises(ValueError, match="Give one"):
+        CorpusConfig(path=here, weight=2, epochs=2)
+    with pytest.raises(ValueError, match="shard_window shuffles a few shards"):
+        CorpusConfig(path=here, shard_window=2, group_by=("colour",), group_size=2)
 
 
 def test_evaluation_is_in_order_by_middle_frames_without_the_lost_clip(clip_corpus):

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from configs.errors import UserError
 from data_pipeline.draws import derive
 from data_pipeline.order import Order, OrderCorpus, grouped_permutation, substitute
+from data_pipeline.windows import WindowedEpoch
 
 
 @st.composite
 def orders(draw):
-    """Any mixture of one to three corpora, some with groups, some weighted, dropping or wrapping the tail."""
+    """Any mixture of one to three corpora in shards of any sizes, some with groups, some a few shards at a time, by
+    weights or by epochs, dropping or wrapping the tail."""
     tail = draw(st.sampled_from(["drop", "wrap"]))
     weighted = draw(st.booleans())
     corpora = []
@@ -22,6 +24,8 @@ def orders(draw):
         group_size = draw(st.sampled_from([1, 1, 2, 3]))
         batch = group_size * draw(st.integers(1, 8))
         size = draw(st.integers(group_size if tail == "wrap" else batch, 60 + batch))
+        cuts = sorted(draw(st.sets(st.integers(1, max(1, size - 1)), max_size=12)) & set(range(1, size)))
+        shard_sizes = tuple(np.diff([0, *cuts, size]).tolist())  # one-sample shards, and fewer shards than ranks
         labels = np.random.default_rng(number).integers(0, draw(st.integers(1, 6)), size)
         corpora.append(
             OrderCorpus(
@@ -30,6 +34,9 @@ def orders(draw):
                 batch=batch,
                 kind=draw(st.sampled_from(["video", "image"])),
                 weight=draw(st.floats(0.05, 20)) if weighted else None,
+                epochs=1.0 if weighted else draw(st.sampled_from([1.0, 1.0, 0.5, 3.0])),
+                shard_sizes=shard_sizes,
+                window=draw(st.none() | st.integers(1, 5)) if group_size == 1 else None,
                 labels=labels if group_size > 1 else None,
                 group_size=group_size,
             )
@@ -86,6 +93,59 @@ def test_position_by_arithmetic_equals_walking(order, stop):
     assert [order.visits(corpus, stop) for corpus in range(len(walked))] == walked
 
 
+@given(orders(), st.integers(0, 10**6), st.data())
+@settings(deadline=None)
+def test_a_run_resumed_at_any_step_on_other_ranks_goes_on_with_the_same_global_sequence(order, stop, data):
+    """What `before` ranks took until `stop` and `after` ranks take from there is what one rank takes throughout."""
+
+    def taken(step, world):
+        """Rank by rank, as separate processes would: each with an order of its own."""
+        ranks = [Order(order.corpora, order.seed, order.tail).slice(step, rank, world) for rank in range(world)]
+        return [pair for plan in ranks for pair in zip(plan.epoch.tolist(), plan.index.tolist(), strict=True)]
+
+    for step in range(max(0, stop - 1), stop + 2):
+        whole = order.batch(step)
+        worlds = [n for n in range(1, len(whole) + 1) if len(whole) % n == 0]
+        before_or_after = data.draw(st.sampled_from(worlds))
+        expected = list(zip(whole.epoch.tolist(), whole.index.tolist(), strict=True))
+        assert taken(step, before_or_after) == expected
+
+
+@st.composite
+def windowed(draw):
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=14))
+    return WindowedEpoch(draw(st.integers(0, 2**60)), np.array(sizes), draw(st.integers(1, 16))), sizes
+
+
+@given(windowed(), st.data())
+@settings(deadline=None)
+def test_a_windowed_epoch_is_whole_local_and_the_same_by_any_way_of_asking(made, data):
+    epoch, sizes = made
+    total, count = sum(sizes), -(-len(sizes) // epoch._window)
+    whole = epoch.at(np.arange(total))
+    assert sorted(whole.tolist()) == list(range(total))
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    expected = []  # the slow way: a window after another
+    for window in range(count):
+        shards = epoch.shards(window)
+        inside = [sample for shard in shards for sample in np.flatnonzero(shard_of == shard)]
+        part = whole[len(expected) : len(expected) + len(inside)].tolist()
+        assert sorted(part) == sorted(inside)
+        expected += part
+    places = np.array(data.draw(st.lists(st.integers(0, total - 1), min_size=1, max_size=20)))
+    assert epoch.at(places).tolist() == whole[places].tolist()
+
+
+def test_windows_and_their_samples_change_from_epoch_to_epoch():
+    order = Order([OrderCorpus("a", 120, 40, shard_sizes=(10,) * 12, window=4)], seed=5)
+    batches = [order.batch(step).index for step in range(6)]
+    shards = [frozenset((batch // 10).tolist()) for batch in batches]
+    assert all(len(some) == 4 for some in shards), "forty samples lie in the four shards of a window"
+    assert frozenset.union(*shards[:3]) == set(range(12))
+    assert set(shards[:3]) != set(shards[3:])
+    assert any(batch.tolist() != sorted(batch.tolist()) for batch in batches)
+
+
 @given(orders(), st.integers(0, 10**7))
 @settings(max_examples=50, deadline=None)
 def test_a_fresh_order_at_any_step_equals_one_that_walked_there(order, step):
@@ -99,7 +159,8 @@ def test_a_fresh_order_at_any_step_equals_one_that_walked_there(order, step):
 @settings(deadline=None)
 def test_the_steps_are_dealt_out_by_weight_evenly(order):
     weights = [
-        c.weight if c.weight is not None else float(order.steps_per_epoch(i)) for i, c in enumerate(order.corpora)
+        c.weight if c.weight is not None else float(order.steps_per_epoch(i)) * c.epochs
+        for i, c in enumerate(order.corpora)
     ]
     for steps in (10, 97, 1000):
         for corpus, weight in enumerate(weights):
@@ -184,7 +245,9 @@ def test_the_order_never_changes():
 
 
 def test_a_late_step_costs_what_an_early_one_does():
+    windows = {"shard_sizes": (1000,) * 1000, "window": 16}
     corpora = [OrderCorpus("a", 20_000, 256), OrderCorpus("b", 7_000, 128, kind="image")]
+    corpora.append(OrderCorpus("c", 1_000_000, 512, **windows))
 
     def cost(step):
         best = np.inf

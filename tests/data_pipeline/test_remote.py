@@ -107,6 +107,22 @@ def test_workers_train_on_a_remote_corpus_as_on_a_local_one(server, card, remote
 
 
 @pytest.mark.usefixtures("card")
+def test_a_cache_smaller_than_the_corpus_asks_for_a_window(server, remote):
+    address, cache = f"{server.address}/bucket/clips", remote(cache_gb=60e-6)
+
+    def reading(**corpus):
+        train = (CorpusConfig(path=address, **corpus),)
+        return TrainLoader(
+            DataConfig(train=train, batch=5, image_size=16, workers=0, max_bad_fraction=0.5, remote=cache), 3, steps=12
+        )
+
+    with pytest.raises(UserError, match=r"would be fetched again and again\. Set shard_window"):
+        reading()
+    assert len(list(reading(shard_window=1))) == 12  # an epoch
+    assert server.bodies() <= 6 + 2, "a shard comes once an epoch, but for the seams"
+
+
+@pytest.mark.usefixtures("card")
 @pytest.mark.parametrize("kind", ["http", "s3"])
 @pytest.mark.parametrize("fault", ["drop", "503", "429", "stall"])
 def test_faults_that_pass_are_waited_out(server, remote, clip_corpus, kind, fault, s3):
