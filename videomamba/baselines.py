@@ -3,6 +3,9 @@
 Letters: B batch, L length, D channels, N state or patches of a frame, T frames, H heads, E width of a head.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from data_pipeline.preprocess import VisualPreprocess
     from pretrain.models.joint import JointModel
 
 
@@ -133,3 +137,63 @@ class JointAttentionViT(nn.Module):
         tokens_BLD = torch.cat([self.cls_token.expand(B, -1, -1), patches_BTND.flatten(1, 2)], dim=1)
         out_BLD: Tensor = self.norm(self.blocks(tokens_BLD))
         return out_BLD
+
+
+def pyav_clips(files: Iterator[Path], frames: int, image_size: int) -> Iterator[Tensor]:
+    """Clips (T, C, S, S) uint8 as a loop of one's own would read them: decode up to the last frame wanted, resize.
+
+    The middle frames of T equal intervals, by the container's count; bicubic with anti-aliasing, as the loader's.
+    """
+    import av
+
+    for path in files:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+            edges = [stream.frames * part // frames for part in range(frames + 1)]
+            wanted = [(first + last - 1) // 2 for first, last in pairwise(edges)]
+            chosen = []
+            for number, frame in enumerate(container.decode(stream)):
+                if number in wanted:
+                    chosen.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+                if number == wanted[-1]:
+                    break
+        clip_TCHW = torch.stack(chosen).permute(0, 3, 1, 2)
+        yield F.interpolate(clip_TCHW, size=(image_size, image_size), mode="bicubic", antialias=True)
+
+
+def webdataset_batches(shards: list[str], visual: "VisualPreprocess", batch: int) -> Iterator[Any]:
+    """Endless batches (frames (B, T, C, S, S), captions) by webdataset's pipeline in one worker, with our decoder."""
+    import webdataset as wds
+
+    dataset = (
+        wds.WebDataset(shards, resampled=True, shardshuffle=False)
+        .shuffle(64)
+        .map(_WdsDecode(visual))
+        .batched(batch, collation_fn=_stacked)
+    )
+    return iter(wds.WebLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="forkserver"))
+
+
+class _WdsDecode:
+    """A sample of webdataset's (bytes by extension) -> its frames (T, C, S, S) and first caption."""
+
+    def __init__(self, visual: "VisualPreprocess") -> None:
+        self.visual = visual
+
+    def __call__(self, sample: dict[str, bytes]) -> tuple[Tensor, str]:
+        import json
+
+        from data_pipeline.decode import decode_video
+        from data_pipeline.frames import middle_indices
+        from data_pipeline.transforms import from_decoder, to_square
+
+        meta = json.loads(sample["json"])
+        count = meta["probe"]["frames"]
+        decoded = decode_video(sample["mp4"], lambda n, _: middle_indices(n, self.visual.frames), count=count)
+        square = to_square(from_decoder(decoded), self.visual.image_size, self.visual.resize, self.visual.interpolation)
+        return square, meta["captions"][0]
+
+
+def _stacked(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
+    return torch.stack([frames for frames, _ in samples]), [caption for _, caption in samples]

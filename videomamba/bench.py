@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from videomamba.bench_encoder import encoder
+from videomamba.bench_loader import loader
 from videomamba.bench_retrieval import retrieval
 from videomamba.bench_table import Row, interleave, report, row
 
@@ -91,4 +92,5 @@ def scan(
 
 
 app.command("encoder", epilog="Example: videomamba bench encoder --json encoder.json --plot encoder.html")(encoder)
+app.command("loader", epilog="Example: videomamba bench loader --json loader.json")(loader)
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
