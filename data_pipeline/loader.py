@@ -8,7 +8,7 @@ the same corpus, with the substitute's own captions and identity.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,8 @@ class EvalLoader:
     """A corpus in its own order, middle frames, no augmentation; the last batch is short, lost clips are left out.
 
     `control` "shuffled" and "repeated" are the two views that take motion away (see EvalBatches). A rank takes a
-    contiguous part of the corpus. `cache` names a folder for decoded frames, shared by the controls and later runs.
+    contiguous part of the corpus; `spans` asks for these samples (first, last + 1) instead, a batch each. `cache`
+    names a folder for decoded frames, shared by the controls and later runs.
     """
 
     def __init__(
@@ -152,11 +153,14 @@ class EvalLoader:
         world: int = 1,
         cache: str | None = None,
         prefetch: int = 2,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         opened = Corpus.open(corpus) if isinstance(corpus, str | Path) else corpus
         self.corpus = opened
         self.batch = batch
-        self.start, self.stop = len(opened) * rank // world, len(opened) * (rank + 1) // world
+        start, stop = len(opened) * rank // world, len(opened) * (rank + 1) // world
+        ours = [(first, min(first + batch, stop)) for first in range(start, stop, batch)]
+        self.spans = ours if spans is None else spans
         source = _source(opened, kind, preprocess, cache, preprocess.frames)
         maker = EvalBatches(source, control, seed)
         self._pool = Pool(maker, workers, prefetch, batch * clip_bytes(source.visual), DECODE_TIMEOUT)
@@ -168,14 +172,11 @@ class EvalLoader:
         return self._counters.lost
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self.batch)
+        return len(self.spans)
 
     def __iter__(self) -> Iterator[Batch]:
         self._counters = _Counters()
-        spans = [
-            (number, first, min(first + self.batch, self.stop))
-            for number, first in enumerate(range(self.start, self.stop, self.batch))
-        ]
+        spans = [(number, first, stop) for number, (first, stop) in enumerate(self.spans)]
         for batch in self._pool.run(spans):
             self._counters.take(batch)
             yield batch

@@ -79,6 +79,42 @@ def teacher(config: Config, overrides: Overrides = None) -> None:
     train_clip(run)
 
 
+@app.command(
+    "teacher-cache", epilog="Example: videomamba teacher-cache stage1.yaml teacher.cache=shards/teacher --batch 32"
+)
+def teacher_cache(
+    config: Config,
+    overrides: Overrides = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
+) -> None:
+    """Keep what a run's teacher makes of every clip, so that training need not ask it again.
+
+    The same command goes on where it was interrupted, and does nothing where all is there.
+    """
+    run = load_config(config, PretrainConfig, overrides or [])
+    if run.teacher is None or run.teacher.cache is None:
+        raise UserError("The config names no teacher.cache to fill.", "Give teacher.source and teacher.cache=FOLDER.")
+    check_inputs(run)
+    import torch
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from pretrain.sight import open_teacher
+    from pretrain.teacher_cache import fill
+    from pretrain.trainer import pick_device, set_threads
+
+    device = torch.device(pick_device(run))
+    set_threads(run)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("clips")
+        todo = 0
+        for done, todo in fill(run, open_teacher(run, device), device, batch):
+            bar.update(line, completed=done, total=todo)
+    kept = f"{todo} clips were kept now" if todo else "nothing was left to do"
+    typer.echo(f"{run.teacher.cache} is complete: {kept}.")
+
+
 checkpoint_app = typer.Typer(no_args_is_help=True)
 app.add_typer(checkpoint_app, name="checkpoint", help="Look into checkpoints, or write one in a published layout.")
 

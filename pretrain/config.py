@@ -28,7 +28,9 @@ class TeacherConfig(Frozen):
     `pixels` are normalised as its own CLIP wants them, or as the student's (released). `layers` counts the blocks
     whose tokens are aligned to, `interval` apart, the last among them; `ln_post` puts its final norm before the
     projection (the release does not). `frame_stride` looks at every so-manieth frame of a tubelet alone (1: at all
-    of them). `chunk` is how many frames go through it at a time.
+    of them). `chunk` is how many frames go through it at a time. `cache` names a folder that `videomamba
+    teacher-cache` filled, whose features take the tower's place, kept in `cache_width`: fp16, or int8 with a scale a
+    token (half the disk).
     """
 
     source: str
@@ -40,6 +42,8 @@ class TeacherConfig(Frozen):
     ln_post: bool = False
     frame_stride: int = Field(1, ge=1)
     chunk: int = Field(256, ge=1)
+    cache: str | None = None
+    cache_width: Literal["fp16", "int8"] = "fp16"
 
 
 class MaskConfig(Frozen):
@@ -200,6 +204,28 @@ class PretrainConfig(Frozen):
             raise ValueError("losses.alignment.weight is 0, but stage1 has no other loss. Give it a weight above 0.")
         elif not attention and not aligned:
             raise ValueError("The teacher is used by no loss and no mask. Leave it out (teacher=null).")
+        return self
+
+    @model_validator(mode="after")
+    def _cached_teacher_sees_unchanged_clips(self) -> Self:
+        if self.teacher is None or self.teacher.cache is None:
+            return self
+        data, more = self.data, self.data.augment
+        changes = [f"data.train.{i}.flip mirrors them" for i, corpus in enumerate(data.train) if corpus.flip]
+        if more.crop != "resized" or data.crop_scale != (1.0, 1.0):
+            changes.append("they are cropped at random (data.crop_scale is not [1, 1])")
+        if any(more.color_jitter) or more.rand_augment is not None or more.erase:
+            changes.append("data.augment changes their pixels")
+        if data.frames.rule != "middle":
+            changes.append(f"data.frames.rule={data.frames.rule} sees other frames in every epoch")
+        if data.cache is not None and data.cache_frames != data.frames.count:
+            changes.append(f"data.cache_frames is {data.cache_frames} and data.frames.count {data.frames.count}")
+        if changes:
+            raise ValueError(
+                f"teacher.cache holds what the teacher sees of unchanged clips, but {', and '.join(changes)}: "
+                "a cached feature would be of another view. Set data.crop_scale=[1,1], data.frames.rule=middle and "
+                "no augmentation, or teacher.cache=null."
+            )
         return self
 
     @model_validator(mode="after")

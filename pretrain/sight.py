@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
+from data_pipeline.batches import Batch
 from pretrain.config import PretrainConfig
 from pretrain.losses import alignment_loss, gather_visible
 from pretrain.masking import visible_indices
 from pretrain.models.config import VisionConfig
 from pretrain.models.teacher import ClipTeacher
 from pretrain.models.videomamba import VideoMamba, VisionOutput
+from pretrain.teacher_cache import TeacherCache
 
 
 class Shown(NamedTuple):
@@ -33,21 +35,11 @@ class Sight:
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.patches = (config.vision.image_size // config.vision.patch_size,) * 2
         self.teacher: ClipTeacher | None = None
+        self.cache: TeacherCache | None = None
         if config.teacher is not None:
-            self.teacher = ClipTeacher.from_open_clip(
-                config.teacher.source,
-                config.teacher.weights,
-                mean=self.visual.mean if config.teacher.pixels == "released" else None,
-                std=self.visual.std if config.teacher.pixels == "released" else None,
-                layers=config.teacher.layers,
-                interval=config.teacher.interval,
-                ln_post=config.teacher.ln_post,
-                image_size=config.teacher.image_size,
-                tubelet=config.vision.tubelet,
-                stride=config.teacher.frame_stride,
-                chunk=config.teacher.chunk,
-                grid=(self.patches[0], self.patches[1]),
-            ).to(device)
+            cached = config.teacher.cache is not None
+            self.teacher = open_teacher(config, torch.device("cpu") if cached else device)
+            self.cache = TeacherCache.open(config, self.teacher) if cached else None
         self.tubelet = config.vision.tubelet
         self.vision = self._vision(config)
 
@@ -61,10 +53,12 @@ class Sight:
             )
         return config.vision.model_copy(update={"align_width": width})
 
-    def show(self, frames_BCTHW: Tensor, seeds_B: Tensor) -> Shown:
-        """What the teacher makes of uint8 frames, without a graph."""
+    def show(self, frames_BCTHW: Tensor, seeds_B: Tensor, batch: Batch) -> Shown:
+        """What the teacher makes, or has made, of uint8 frames (those of `batch`, on the device), without a graph."""
         attention_BKN = target_JBVC = None
-        if self.teacher is not None:
+        if self.cache is not None:
+            target_JBVC, attention_BKN = self.cache.read(batch, frames_BCTHW.device)
+        elif self.teacher is not None:
             target_JBVC, attention_BKN = self.teacher(frames_BCTHW)
         visible_BV = self._visible(frames_BCTHW.shape[2], seeds_B, attention_BKN)
         if not self.alignment.weight:
@@ -90,3 +84,23 @@ class Sight:
         grid = (1 if image else frames // self.tubelet, self.patches[0], self.patches[1])
         ratio = self.mask.image_ratio if image else self.mask.ratio
         return visible_indices(self.mask.kind, seeds_B, grid, ratio, attention_BKN)
+
+
+def open_teacher(config: PretrainConfig, device: torch.device) -> ClipTeacher:
+    """The teacher that a run names, on `device`; UserError if it cannot be built or does not fit the student."""
+    assert config.teacher is not None  # asked by the callers
+    visual, rule, vision = config.data.visual(), config.teacher, config.vision
+    return ClipTeacher.from_open_clip(
+        rule.source,
+        rule.weights,
+        mean=visual.mean if rule.pixels == "released" else None,
+        std=visual.std if rule.pixels == "released" else None,
+        layers=rule.layers,
+        interval=rule.interval,
+        ln_post=rule.ln_post,
+        image_size=rule.image_size,
+        tubelet=vision.tubelet,
+        stride=rule.frame_stride,
+        chunk=rule.chunk,
+        grid=(vision.image_size // vision.patch_size,) * 2,
+    ).to(device)

@@ -93,7 +93,7 @@ class Stage2:
         model.clamp_temperature()
         if known is None:
             text = self._text(batch.captions, seeds_B)
-            known = self._know([text], [self.see.show(frames_BCTHW, seeds_B)], [identity_B])[0]
+            known = self._know([text], [self.see.show(frames_BCTHW, seeds_B, batch)], [identity_B])[0]
         elif known.dropout is not None:
             torch.manual_seed(known.dropout)
         text = known.text
@@ -122,8 +122,8 @@ class Stage2:
         self.joint.clamp_temperature()
         seeds = torch.randint(2**62, (len(pieces),)).tolist()
         shown, pairs = [], []
-        for (frames_BCTHW, seeds_B, identity_B), cut, seed in zip(tensors, rows, seeds, strict=True):
-            shown.append(self.see.show(frames_BCTHW, seeds_B))
+        for piece, (frames_BCTHW, seeds_B, identity_B), cut, seed in zip(pieces, tensors, rows, seeds, strict=True):
+            shown.append(self.see.show(frames_BCTHW, seeds_B, piece))
             if self.rules.contrastive.weight or self.pools_all:
                 torch.manual_seed(seed)
                 seen = self.see.look(self.joint.vision_encoder, frames_BCTHW, seeds_B, shown[-1])

@@ -91,6 +91,6 @@ class Stage1:
     def losses(self, batch: Batch, known: None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """`alignment`, weighted."""
         frames_BCTHW, seeds_B = batch.frames.to(self.device), batch.seeds.to(self.device)
-        shown = self.see.show(frames_BCTHW, seeds_B)
+        shown = self.see.show(frames_BCTHW, seeds_B, batch)
         seen = self.see.look(self.encoder, frames_BCTHW, seeds_B, shown)
         return {"alignment": self.see.align(self.encoder, seen, shown)}

@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from videomamba.bench_decode import decode
 from videomamba.bench_encoder import encoder
 from videomamba.bench_loader import loader
 from videomamba.bench_retrieval import retrieval
 from videomamba.bench_table import Row, interleave, report, row
+from videomamba.bench_teacher import teacher_cache
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -94,3 +96,8 @@ def scan(
 app.command("encoder", epilog="Example: videomamba bench encoder --json encoder.json --plot encoder.html")(encoder)
 app.command("loader", epilog="Example: videomamba bench loader --json loader.json")(loader)
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
+app.command("decode", epilog="Example: videomamba bench decode --clip a.mp4 --clip b.webm")(decode)
+app.command(
+    "teacher-cache",
+    epilog="Example: videomamba bench teacher-cache stage1.yaml data.crop_scale=[1,1] data.frames.rule=middle",
+)(teacher_cache)

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": Entry("videomamba.demo.cli", "Everything once, small and real: from clips to encoders and a page.", "demo"),
     "data": Entry("data_pipeline.cli", "Build, verify and describe shards of clips and captions."),
     "teacher": Entry("pretrain.cli", "Train a tiny CLIP with open_clip, as the demo's teacher."),
+    "teacher-cache": Entry("pretrain.cli", "Keep what a run's teacher makes of every clip."),
     "pretrain": Entry("pretrain.cli", "Train stage 1 or stage 2 as a config says."),
     "checkpoint": Entry("pretrain.cli", "Look into a checkpoint, or write it in a published layout."),
     "eval": Entry("retrieval_eval.cli", "Zero-shot retrieval of a checkpoint, with its controls."),

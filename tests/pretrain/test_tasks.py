@@ -70,7 +70,7 @@ def test_several_layers_are_aligned_each_to_its_own(runs, stage1_tree):
     tree["vision"]["align_layers"] = tree["teacher"]["layers"] = 2
     task = build_task(runs.config(tree, "two"), CPU)
     batch = batch_of(task.config, "video")
-    shown = task.see.show(batch.frames, batch.seeds)
+    shown = task.see.show(batch.frames, batch.seeds, batch)
     student_JBVC = task.encoder.align(task.see.look(task.encoder, batch.frames, batch.seeds, shown))
     each = [float(alignment_loss(s, t).detach()) for s, t in zip(student_JBVC, shown.target_JBVC, strict=True)]
     assert each[0] != pytest.approx(each[1], rel=1e-3)
@@ -83,7 +83,7 @@ def test_several_layers_are_aligned_each_to_its_own(runs, stage1_tree):
 def test_what_is_drawn_belongs_to_the_sample(runs, stage1_tree):
     task = build_task(runs.config(stage1_tree, "one"), CPU)
     batch = batch_of(task.config, "video")
-    visible_BV = task.see.show(batch.frames, batch.seeds).visible_BV
+    visible_BV = task.see.show(batch.frames, batch.seeds, batch).visible_BV
     assert visible_BV.shape == (4, 1 + 2 * 8)  # half of 16 patches in each of two token frames, and cls
     assert values(task, reordered(batch, [2, 0, 3, 1])) == pytest.approx(values(task, batch), rel=1e-5)
     other = copy.copy(batch)
