@@ -157,7 +157,6 @@ class EvalLoader:
     ) -> None:
         opened = Corpus.open(corpus) if isinstance(corpus, str | Path) else corpus
         self.corpus = opened
-        self.batch = batch
         start, stop = len(opened) * rank // world, len(opened) * (rank + 1) // world
         ours = [(first, min(first + batch, stop)) for first in range(start, stop, batch)]
         self.spans = ours if spans is None else spans
