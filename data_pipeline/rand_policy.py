@@ -11,12 +11,11 @@ The draws are the sample's own: 5 numbers an operation (which, whether, two for 
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
-import numpy.typing as npt
-
-from data_pipeline.draws import uniform_np
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MAGNITUDES = 10.0
 TRANSLATE = 0.45  # of the side, at magnitude 10
@@ -66,7 +65,9 @@ class RandAugment:
 
     def draw(self, seed: int) -> list[tuple[str, float]]:
         """The operations on the clip of this seed, in turn, each with its argument (see `argument`)."""
-        drawn_NK = uniform_np(seed, "rand_augment", self.n * DRAWS)[0].reshape(self.n, DRAWS).astype(np.float64)
+        from data_pipeline.draws import uniform_np  # here, as configs are read before numpy is imported
+
+        drawn_NK = uniform_np(seed, "rand_augment", self.n * DRAWS)[0].reshape(self.n, DRAWS).astype("float64")
         steps = []
         for which, whether, radius, angle, way in drawn_NK.tolist():
             if whether >= self.p:
@@ -98,7 +99,7 @@ def argument(operation: str, magnitude: float, inc: bool, negative: bool) -> flo
 
 
 def erased_box(
-    uniforms_K: npt.NDArray[np.float64], height: int, width: int, probability: float
+    uniforms_K: "npt.NDArray[np.float64]", height: int, width: int, probability: float
 ) -> tuple[int, int, int, int] | None:
     """(top, left, height, width) to erase in frames of height x width, by 1 + 4 x 10 numbers in [0, 1), or None.
 
