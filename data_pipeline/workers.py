@@ -263,6 +263,7 @@ def _packed(batch: Batch) -> _Packed:
 def _ending(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
+    # 255 is also what multiprocessing says of a worker that ended before its server had noted it.
     return f"exit code {exit_code}"
 
 

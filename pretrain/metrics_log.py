@@ -2,8 +2,8 @@
 
 A line of log.jsonl holds `step`, `loss` (the weighted sum), `losses` (each, weighted, averaged over ranks and
 over the steps since the last line), `metrics`, `lr` by group, `grad_norm`, `clips_per_s` and
-`clips_per_s_device`, `data_wait` (the share of time spent waiting for batches), `step_s`, `memory_mb` (the peak
-of this process, or of the device), `eta_s` and `time`. Only rank 0 writes.
+`clips_per_s_device`, `data_wait` (the share of time spent waiting for batches, the mean of all ranks), `step_s`,
+`memory_mb` (the peak of this process, or of the device), `eta_s` and `time`. Only rank 0 writes.
 """
 
 import json

@@ -105,7 +105,14 @@ def _loop(
 
         values = engine.backward(batch)
         norm = engine.gradient_norm()
-        said = share(values, norm, bool(received), len(batch.losses), loader, world)
+        told = {
+            "stopping": bool(received),
+            "lost": loader.lost.total(),
+            "lost_here": len(batch.losses),
+            "seen": loader.seen,
+            "waited": waited,
+        }
+        said = share(values, norm, told, world)
         require_finite(said, values, norm, step, batch)
         engine.step(norm)
 
@@ -115,7 +122,7 @@ def _loop(
         if lost_here:  # the same number on every rank, so all of them gather, or none
             note_losses(lost, step - 1, batch, world)
         check_bad_fraction(int(said.pop("lost")), seen, config.data.max_bad_fraction)
-        window.add(said, len(batch) * world.size, waited)
+        window.add(said, len(batch) * world.size, said.pop("waited") / world.size)
         metrics.advance(step)
         if step % config.log.every_steps == 0 or step == config.steps or stopping:
             metrics.write(record(step, window, rates, task, config, world))
@@ -222,20 +229,16 @@ def _resume(engine: Engine, folder: RunFolder) -> tuple[int, dict[str, Any] | No
     return step, checkpoint.read_meta(newest).counters
 
 
-def share(
-    values: dict[str, Tensor], norm: Tensor, stopping: bool, lost_here: int, loader: TrainLoader, world: World
-) -> dict[str, float]:
-    """The losses' means over ranks by name (`loss/...`), the norm, and the sums of what else ranks must agree on."""
+def share(values: dict[str, Tensor], norm: Tensor, told: dict[str, float], world: World) -> dict[str, float]:
+    """The losses' means over ranks by name (`loss/...`), the norm, and the sums over ranks of what each has `told`."""
     numbers = [*values.values(), norm.to(torch.float32).reshape(())]
     names = [*(f"loss/{name}" for name in values), "grad_norm"]
-    counted = ("stopping", "lost", "lost_here", "seen")
-    counts = torch.tensor([stopping, loader.lost.total(), lost_here, loader.seen], dtype=torch.float64)
     if world.size == 1:
-        return dict(zip((*names, *counted), [*torch.stack(numbers).tolist(), *counts.tolist()], strict=True))
-    row = torch.cat([torch.stack(numbers).double().cpu(), counts]).to(norm.device)
-    total = distributed.all_reduce_sum(row).tolist()
+        return dict(zip(names, torch.stack(numbers).tolist(), strict=True)) | told
+    row = torch.cat([torch.stack(numbers).double().cpu(), torch.tensor([*told.values()], dtype=torch.float64)])
+    total = distributed.all_reduce_sum(row.to(norm.device)).tolist()
     means = {name: value / world.size for name, value in zip(names, total[: len(names)], strict=True)}
-    return means | dict(zip(counted, total[len(names) :], strict=True))
+    return means | dict(zip(told, total[len(names) :], strict=True))
 
 
 def require_finite(said: dict[str, float], values: dict[str, Tensor], norm: Tensor, step: int, batch: Batch) -> None:

@@ -95,7 +95,7 @@ def test_workers_that_keep_dying_are_an_error_and_no_spin(clip_corpus):
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with pytest.raises(UserError, match=r"4 workers that read data died .* SIGKILL") as told:
+        with pytest.raises(UserError, match=r"4 workers that read data died .* (SIGKILL|255)") as told:
             list(loader(clip_corpus, steps=1000))
     finally:
         over.set()
@@ -199,6 +199,23 @@ def test_shards_that_vanish_while_they_are_read_are_named(clip_corpus, tmp_path,
     with pytest.raises(UserError, match=r"part-00000\d.tar is gone since the corpus was opened") as told:
         list(reading)
     assert told.value.exit_code == 1
+
+
+def test_a_failing_disk_is_tried_again_and_then_named(clip_corpus, tmp_path, caplog):
+    """The memory of a process at address 0 is a file whose every read is an input/output error."""
+    copy = shutil.copytree(clip_corpus, tmp_path / "corpus")
+    corpus, whole = Corpus.open(copy), Corpus.open(clip_corpus)
+    shard = copy / "part-000002.tar"
+    shard.unlink()
+    shard.symlink_to("/proc/self/mem")
+    with caplog.at_level("INFO"), pytest.raises(UserError, match=r"part-000002\.tar could not be read in 4") as told:
+        corpus.read(20)
+    assert told.value.exit_code == 1
+    assert "Input/output error" in told.value.cause
+    assert caplog.text.count("attempt") == 3
+    shard.unlink()
+    shutil.copy(clip_corpus / shard.name, shard)
+    assert Corpus.open(copy).read(20) == whole.read(20)
 
 
 def test_the_list_of_losses_goes_on_where_a_resumed_run_does(tmp_path, clip_corpus):

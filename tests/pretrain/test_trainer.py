@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -156,3 +157,20 @@ def test_a_line_of_the_log(runs, exact):
     assert last["eta_s"] == 0
     assert last["memory_mb"] > 50
     assert list((runs.folder / "log" / "tensorboard").glob("events.*"))
+
+
+class SlowLoader(TrainLoader):
+    """Every batch comes a tenth of a second late."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            time.sleep(0.1)
+            yield batch
+
+
+def test_every_line_tells_how_long_data_was_waited_for(runs, exact, monkeypatch):
+    monkeypatch.setattr(trainer, "TrainLoader", SlowLoader)
+    exact["log"] = {"every_steps": 2, "tensorboard": False}
+    assert trainer.train(runs.config(exact, "slow")) == 0
+    for line in runs.log("slow"):
+        assert 0.1 <= line["data_wait"] * line["step_s"] <= line["step_s"]
