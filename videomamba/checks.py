@@ -115,18 +115,31 @@ def _cpu_flags() -> set[str]:
 
 
 def kernels() -> Iterator[Finding]:
-    """The backends of the selective scan."""
+    """The backends of the selective scan, and how fast each one is."""
     yield _compiler()
     try:
         from pretrain.ops import backends
 
         found = backends()
+        for backend in found:
+            state: State = "works" if backend.available else "absent"
+            says = _speed(backend.name) if backend.available else backend.reason
+            says += ", the default here" if backend.default else ""
+            yield Finding(f"kernel {backend.name}", state, says, backend.cure, needed=backend.name == "reference")
     except Exception as error:  # noqa: BLE001  the kernels' own trouble is a finding, not ours
         yield Finding("kernels", "broken", _first_line(error), INSTALL, needed=True)
-        return
-    for backend in found:
-        state: State = "works" if backend.available else "absent"
-        yield Finding(f"kernel {backend.name}", state, backend.reason, needed=backend.name == "reference")
+
+
+def _speed(backend: str) -> str:
+    """A scan forward and backward, in milliseconds and beside plain PyTorch on the same device; two seconds at most."""
+    from pretrain.ops import scan_device, speed_check
+
+    device = scan_device(backend)
+    seconds = speed_check(backend, 1.0, device)
+    says = f"{1e3 * seconds:.1f} ms a scan, forward and backward, on the {'GPU' if device == 'cuda' else 'CPU'}"
+    if backend == "reference":
+        return says
+    return f"{says}, {speed_check('reference', 1.0, device) / seconds:.0f} times as fast as PyTorch"
 
 
 def _compiler() -> Finding:

@@ -226,7 +226,7 @@ class VideoMamba(nn.Module):
         if image and self.config.tubelet > 1:
             video_BCTHW = video_BCTHW.expand(-1, -1, self.config.tubelet, -1, -1)
         patches_BLD = self.patch_embed(video_BCTHW, visible_BV)
-        tokens_BLD = torch.cat([self.cls_token.expand(len(patches_BLD), -1, -1), patches_BLD], dim=1)
+        tokens_BLD = torch.cat([self.cls_token.expand(patches_BLD.shape[0], -1, -1), patches_BLD], dim=1)
         # One after the other, as released: where pixels and positions nearly cancel, the order is seen in float32.
         for table_LD in self._positions(grid, image):
             tokens_BLD = tokens_BLD + (table_LD if visible_BV is None else F.embedding(visible_BV, table_LD))

@@ -2,7 +2,7 @@
 
 from pretrain.ops.bidirectional import Direction, bidirectional_conv1d, bidirectional_scan
 from pretrain.ops.dispatch import causal_conv1d, selective_scan, speed_check
-from pretrain.ops.selection import BackendStatus, backends
+from pretrain.ops.selection import BackendStatus, backends, scan_device
 
 __all__ = [
     "BackendStatus",
@@ -11,6 +11,7 @@ __all__ = [
     "bidirectional_conv1d",
     "bidirectional_scan",
     "causal_conv1d",
+    "scan_device",
     "selective_scan",
     "speed_check",
 ]

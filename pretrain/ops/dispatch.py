@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.ops import mamba_ssm_adapter, quick_reference, reference
 from pretrain.ops.operators import conv_forward, scan_forward
-from pretrain.ops.selection import AUTO, choose_backend, require_backend
+from pretrain.ops.selection import choose_backend, require_backend, scan_device
 
 CPU_TAPS = 4
 
@@ -81,7 +81,7 @@ def selective_scan(
     elif backend == "reference":
         y_BLD, state_BDN = reference.sequential_scan(*arguments)
     elif torch.compiler.is_compiling():
-        y_BLD, state_BDN = quick_reference.doubling_scan(*arguments)
+        y_BLD, state_BDN = quick_reference.graph_scan(*arguments)
     else:
         y_BLD, state_BDN = quick_reference.chunked_scan(*arguments)
     return (y_BLD, state_BDN) if return_last_state else y_BLD
@@ -118,11 +118,11 @@ def causal_conv1d(
 def speed_check(backend: str, budget_S: float = 2.0, device: str | None = None) -> float:
     """Median seconds of a forward and backward scan at (batch, length, channels) = (2, 257, 384), state 16.
 
-    On the device that the backend is for, or for "reference" on the one given; it is measured in the form that "auto"
-    falls back to. Takes about `budget_S` seconds at most, a first run apart, which may compile.
+    "reference" is measured in the form that "auto" falls back to. Takes about `budget_S` seconds at most, a first run
+    apart, which may compile. On `device`, else on the one that `scan_device` gives.
     """
     require_backend(backend)
-    device = device or ("cuda" if backend in AUTO["cuda"] else "cpu")
+    device = device or scan_device(backend)
     draw = torch.Generator().manual_seed(0)
     wide, small = ((2, 257, 384), (2, 257, 16))
     leaves = [torch.randn(shape, generator=draw).to(device).requires_grad_() for shape in (wide, wide, small, small)]

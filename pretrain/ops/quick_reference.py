@@ -3,16 +3,19 @@
 Letters: B batch, L length, D channels, N state, S steps of a chunk.
 
 `chunked_scan` is what runs without a compiler: the recurrence is one in-place operation a step, everything else is
-done for a chunk of steps at once, and the backward pass recomputes a chunk from the state before it. `doubling_scan`
-is what torch.export and torch.compile see: log2(L) vectorised steps in place of L small ones.
+done for a chunk of steps at once, and the backward pass recomputes a chunk from the state before it. `graph_scan` is
+what torch.export and torch.compile see: the same chunks in torch's own loop operator, whose body stands in the graph
+once whatever the length is.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops import scan as loop  # its public name, torch.scan, is yet to come
 
-from pretrain.ops.reference import skip_and_gate, step_sizes, working_dtype
+from pretrain.ops.reference import full_precision, skip_and_gate, step_sizes, working_dtype
 
 STEPS = 16
 """Steps worked on at once: enough to amortise the calls, few enough for the working set to stay in the cache."""
@@ -32,7 +35,7 @@ def chunked_scan(
 ) -> tuple[Tensor, Tensor]:
     """The same result as `reference.sequential_scan`, several times as fast; differentiable once."""
     work = working_dtype(u_BLD.dtype)
-    with torch.autocast(u_BLD.device.type, enabled=False):
+    with full_precision(u_BLD.device.type):
         u, delta, A, B, C = (x.to(work) for x in (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN))
         delta = step_sizes(delta, delta_bias_D, delta_softplus)
         y_BLD, state_BDN = _ChunkedRecurrence.apply(u, delta, A, B, C, reverse)  # type: ignore[no-untyped-call]
@@ -40,7 +43,7 @@ def chunked_scan(
     return y_BLD.to(u_BLD.dtype), state_BDN
 
 
-def doubling_scan(
+def graph_scan(
     u_BLD: Tensor,
     delta_BLD: Tensor,
     A_DN: Tensor,
@@ -52,28 +55,33 @@ def doubling_scan(
     delta_softplus: bool = False,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The same result as `reference.sequential_scan` by recursive doubling, out of place; memory grows as B L D N."""
-    work = working_dtype(u_BLD.dtype)
-    with torch.autocast(u_BLD.device.type, enabled=False):
+    """The same result as `reference.sequential_scan`, in a graph of bounded size and, without gradients, memory."""
+    work, length = working_dtype(u_BLD.dtype), u_BLD.shape[1]
+    with full_precision(u_BLD.device.type):
         u, delta, A, B, C = (x.to(work) for x in (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN))
         delta = step_sizes(delta, delta_bias_D, delta_softplus)
-        decay = torch.exp(delta[..., None] * A)
-        state = (delta * u)[..., None] * B[:, :, None, :]
-        length, shift = u.shape[1], 1
-        while shift < length:
-            # Each position takes over what `shift` positions before it (reversed: after it) have gathered.
-            if reverse:
-                reached = state[:, :-shift] + decay[:, :-shift] * state[:, shift:]
-                state = torch.cat([reached, state[:, -shift:]], 1)
-                decay = torch.cat([decay[:, :-shift] * decay[:, shift:], decay[:, -shift:]], 1)
-            else:
-                reached = state[:, shift:] + decay[:, shift:] * state[:, :-shift]
-                state = torch.cat([state[:, :shift], reached], 1)
-                decay = torch.cat([decay[:, :shift], decay[:, shift:] * decay[:, :-shift]], 1)
-            shift *= 2
-        y_BLD = (state * C[:, :, None, :]).sum(-1)
-        y_BLD = skip_and_gate(y_BLD, u, D_D, None if z_BLD is None else z_BLD.to(work))
-        last_BDN = state[:, 0 if reverse else length - 1].clone()
+
+        def chunks(x: Tensor) -> Tensor:
+            """(chunks, B, S, ...) in the order of the walk; the zeros at its end are steps that change nothing."""
+            walked = x.flip(1) if reverse else x
+            whole: Tensor = F.pad(walked, (0, 0, 0, -length % STEPS)).unflatten(1, (-1, STEPS))
+            return whole.movedim(1, 0)
+
+        def walk_chunk(state: Tensor, chunk: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            u_BSD, delta_BSD, B_BSN, C_BSN = chunk
+            factor = torch.exp(delta_BSD[..., None] * A)
+            drive = (delta_BSD * u_BSD)[..., None] * B_BSN[:, :, None, :]
+            states: list[Tensor] = []
+            for k in range(STEPS):
+                state = torch.addcmul(drive[:, k], factor[:, k], state)
+                states.append(state)
+            y_BSD = torch.matmul(torch.stack(states, 1), C_BSN[..., None]).squeeze(-1)
+            return state.clone(), y_BSD
+
+        start_BDN = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
+        last_BDN, rows = loop(walk_chunk, start_BDN, tuple(chunks(x) for x in (u, delta, B, C)))
+        y_BLD = rows.movedim(0, 1).flatten(1, 2)[:, :length]
+        y_BLD = skip_and_gate(y_BLD.flip(1) if reverse else y_BLD, u, D_D, None if z_BLD is None else z_BLD.to(work))
     return y_BLD.to(u_BLD.dtype), last_BDN
 
 

@@ -5,6 +5,8 @@ Letters: B batch, L length, D channels, N state, K taps of the convolution.
 Source: Mamba (arXiv 2312.00752), equations 2 and 4 with the simplified discretisation of its code (B̄ = Δ·B).
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,11 @@ from torch import Tensor
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that the recurrence is computed in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast off. In a graph to be exported nothing, because torch.export.save knows no such block."""
+    return contextlib.nullcontext() if torch.compiler.is_exporting() else torch.autocast(device, enabled=False)
 
 
 def step_sizes(delta_BLD: Tensor, delta_bias_D: Tensor | None, delta_softplus: bool) -> Tensor:
@@ -49,7 +56,7 @@ def sequential_scan(
     u's type and the last state (B, D, N) in the working type. Any device, any float type, differentiable twice.
     """
     work = working_dtype(u_BLD.dtype)
-    with torch.autocast(u_BLD.device.type, enabled=False):
+    with full_precision(u_BLD.device.type):
         u, delta, A, B, C = (x.to(work) for x in (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN))
         delta = step_sizes(delta, _cast(delta_bias_D, work), delta_softplus)
         state_BDN = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
@@ -74,7 +81,7 @@ def causal_conv1d(
     """
     work = working_dtype(x_BLD.dtype)
     taps, length = weight_DK.shape[1], x_BLD.shape[1]
-    with torch.autocast(x_BLD.device.type, enabled=False):
+    with full_precision(x_BLD.device.type):
         before, after = (0, taps - 1) if reverse else (taps - 1, 0)
         padded = F.pad(x_BLD.to(work), (0, 0, before, after))
         weight_DK = weight_DK.to(work)

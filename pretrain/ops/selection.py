@@ -184,6 +184,11 @@ def _fastest(device: str, dtype: torch.dtype) -> str:
     return "reference"
 
 
+def scan_device(backend: str) -> str:
+    """The device that the backend is for; "reference" is for any, and takes the CPU here."""
+    return next(iter(_devices(backend)), "cpu")
+
+
 def _devices(backend: str) -> tuple[str, ...]:
     if backend == "triton" and interpreting():
         return ("cpu",)

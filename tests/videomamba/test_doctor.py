@@ -20,6 +20,10 @@ def test_this_machine_is_healthy(videomamba):
     assert done.returncode == 0
     assert {"python", "torch", "CPU", "GPU", "ffmpeg", "av", "deepspeed", "faiss-cpu", "disk"} <= found.keys()
     assert found["kernel reference"]["state"] == "works"
+    for backend in ("cpu", "triton", "mamba_ssm"):
+        row = found[f"kernel {backend}"]
+        assert "times as fast as PyTorch" in row["says"] if row["state"] == "works" else row["says"], backend
+    assert sum("the default here" in row["says"] for name, row in found.items() if name.startswith("kernel")) == 1
     assert "a bf16 product runs" in found["CPU"]["says"]
 
 
