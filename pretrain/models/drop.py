@@ -16,7 +16,7 @@ def keep_factors(rates_X: Sequence[float], like: Tensor, stream: str, seeds_B: T
 
     `seeds_B` (int64) draws each sample's from its own `stream`; None takes torch's generator.
     """
-    B, X, device = len(like), len(rates_X), like.device
+    B, X, device = like.shape[0], len(rates_X), like.device
     uniform_BX = torch.rand(B, X, device=device) if seeds_B is None else draws.uniform(seeds_B, stream, X).to(device)
     rate_X = torch.tensor(rates_X, device=device)
     return (uniform_BX >= rate_X).float() / (1 - rate_X)

@@ -62,7 +62,7 @@ class Reordering(NamedTuple):
             return None
         if visible_BV is not None:
             return cls.of(visible_temporal_first(visible_BV, frames, patches))
-        return cls.of(temporal_first(frames, patches, tokens_BLE.device).expand(len(tokens_BLE), -1))
+        return cls.of(temporal_first(frames, patches, tokens_BLE.device).expand(tokens_BLE.shape[0], -1))
 
     def temporal(self, tokens_BLE: Tensor) -> Tensor:
         """Tokens that stand in spatial-first order, in temporal-first order; any view, any width."""

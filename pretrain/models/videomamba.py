@@ -134,16 +134,25 @@ class VideoMamba(nn.Module):
         """
         tokens_BLD, grid = self._embed(video_BCTHW, visible_BV)
         last = self.config.depth - 1
-        wanted = {last, last - 1, *self.config.aligned} if self.config.align_width else {last}
-        stream = self._layers(tokens_BLD, visible_BV, grid, wanted, seeds_B)
+        sources = self._align_sources()
+        stream = self._layers(tokens_BLD, visible_BV, grid, {last, *(index for index, _ in sources)}, seeds_B)
         out_BLD = self.norm(stream[last])
         aligned: list[Tensor] = []
-        for index in self.config.aligned if self.config.align_width else ():
-            if index < last:
-                aligned.append(self.norm(stream[index]))
-            else:  # the release leaves out the last mixer and the norm (reference 7, A)
-                aligned.append(stream[last - 1] if self.config.align_source == "released" else out_BLD)
+        for index, bare in sources:
+            if bare:
+                aligned.append(stream[index])
+            else:
+                aligned.append(out_BLD if index == last else self.norm(stream[index]))
         return VisionOutput(out_BLD, tuple(aligned), visible_BV, grid[0], 1 + math.prod(grid))
+
+    def _align_sources(self) -> list[tuple[int, bool]]:
+        """The stream that each aligned layer gives: after which layer, and whether without the final norm."""
+        if not self.config.align_width:
+            return []
+        sources = [(index, False) for index in self.config.aligned]
+        if self.config.align_source == "released":  # without the last mixer and the norm (reference 7, A)
+            sources[-1] = (self.config.depth - 2, True)
+        return sources
 
     def forward_tokens(
         self, video_BCTHW: Tensor, visible_BV: Tensor | None = None, seeds_B: Tensor | None = None

@@ -80,6 +80,19 @@ def test_several_layers_are_aligned_each_to_its_own(runs, stage1_tree):
     assert all(p.grad is not None and p.grad.any() for p in task.encoder.clip_decoder.parameters())
 
 
+@pytest.mark.parametrize("order", ["temporal_first", ["st_half", "st_full"]])
+def test_every_scan_order_trains(runs, stage1_tree, order):
+    tree = copy.deepcopy(stage1_tree)
+    tree["vision"]["scan_order"] = order
+    task = build_task(runs.config(tree, "ordered"), CPU)
+    batch = batch_of(task.config, "video")
+    loss = task.losses(batch)["alignment"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in task.model.parameters())
+    plain = build_task(runs.config(stage1_tree, "plain"), CPU)  # the same weights, from the same seed
+    assert float(loss.detach()) != pytest.approx(values(plain, batch)["alignment"], rel=1e-5)
+
+
 def test_what_is_drawn_belongs_to_the_sample(runs, stage1_tree):
     task = build_task(runs.config(stage1_tree, "one"), CPU)
     batch = batch_of(task.config, "video")
