@@ -98,6 +98,11 @@ def test_the_published_sizes_are_recognised(published_shapes, layout, depth, wid
         assert (text.vocab_size, text.positions, text.intermediate, found.meta.joint.embed) == (30522, 512, 3072, 512)
 
 
+def test_the_list_has_as_many_tensors_as_a_published_file(published_shapes):
+    """552 is what was counted in videomamba_m16_ssv2_mask_ft_f16_res224.pth (docs/released.md)."""
+    assert len(published_shapes("video", 32, 576)) == 552
+
+
 def test_bf16_becomes_float32(published):
     state = {
         name: tensor if tensor.dtype == torch.int64 else tensor.bfloat16()
