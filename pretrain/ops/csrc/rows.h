@@ -7,15 +7,21 @@
 
 namespace videomamba {
 
+constexpr size_t OWN_CACHE = 1 << 20;
+
 template <typename T>
 struct Rows {
   T* data = nullptr;
   int64_t batch_stride = 0, row_stride = 0;
+  bool large = false;  // beyond what the core's own cache holds
 
   Rows() = default;
   explicit Rows(const at::Tensor& x_BLD)
-      : data(static_cast<T*>(x_BLD.data_ptr())), batch_stride(x_BLD.stride(0)), row_stride(x_BLD.stride(1)) {
-    TORCH_CHECK(x_BLD.stride(2) == 1 || x_BLD.size(2) == 1, "expected adjacent channels, got strides ", x_BLD.strides());
+      : data(static_cast<T*>(x_BLD.data_ptr())),
+        batch_stride(x_BLD.stride(0)),
+        row_stride(x_BLD.stride(1)),
+        large(x_BLD.nbytes() > OWN_CACHE) {
+    TORCH_CHECK(x_BLD.stride(2) == 1 || x_BLD.size(2) == 1, "expected adjacent channels, not strides ", x_BLD.strides());
   }
 
   explicit operator bool() const {
@@ -29,6 +35,11 @@ struct Rows {
     __builtin_prefetch(at(b, t, d));
   }
 };
+
+template <typename T>
+void write(const Rows<T>& rows, int64_t b, int64_t t, int64_t d, Vec x, int64_t lanes) {
+  rows.large ? stream(rows.at(b, t, d), x, lanes) : store(rows.at(b, t, d), x, lanes);
+}
 
 // The blocks of WIDTH channels that a tensor's last dimension is cut into.
 struct Blocks {

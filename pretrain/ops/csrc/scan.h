@@ -125,6 +125,7 @@ void for_each_task(const Shape& shape, int64_t runs, bool keep, const Floats& fl
       scratch.reset(rest);
       work(Task{index / runs, blocks * run / runs, blocks * (run + 1) / runs, y}, run, scratch);
     }
+    drain();
   });
 }
 

@@ -157,8 +157,8 @@ void write_gradients(const ScanBackward<T>& pass, const Chunk& chunk, const Work
     if (in.skip) grad_u = at::vec::fmadd(grad_y, skip, grad_u);
     Vec grad_delta = at::vec::fmadd(grad_drive, u, load(w.gradients.exponent + at) * Vec(LN_2));
     if (in.softplus) grad_delta = grad_delta * load(w.gradients.slope + at);
-    store(pass.u.at(chunk.batch, t, d), grad_u, chunk.lanes);
-    store(pass.delta.at(chunk.batch, t, d), grad_delta, chunk.lanes);
+    write(pass.u, chunk.batch, t, d, grad_u, chunk.lanes);
+    write(pass.delta, chunk.batch, t, d, grad_delta, chunk.lanes);
     grad_skip = at::vec::fmadd(grad_y, u, grad_skip);
     grad_bias = grad_bias + grad_delta;
   }
@@ -178,7 +178,7 @@ void write_gate_gradient(const ScanInput<T>& in, const GatedGradient<T>& gate, c
       continue;
     }
     if (!task.first) y = y + load(task.kept_at(t, chunk.block));
-    store(gate.grad_z.at(chunk.batch, t, chunk.channel()), y * load(w.gradients.z + k * WIDTH), chunk.lanes);
+    write(gate.grad_z, chunk.batch, t, chunk.channel(), y * load(w.gradients.z + k * WIDTH), chunk.lanes);
   }
 }
 

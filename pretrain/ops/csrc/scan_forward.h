@@ -36,13 +36,16 @@ void write_output(const ScanInput<T>& in, const Task& task, const Chunk& chunk, 
       out.z.prefetch(chunk.batch, t, d + WIDTH);
       y = y * z * sigmoid(z);
     }
-    store(out.y.at(chunk.batch, t, d), y, chunk.lanes);
+    write(out.y, chunk.batch, t, d, y, chunk.lanes);
   }
 }
 
-inline void store_state(const Shape& shape, int64_t block, const float* state, float* out) {
+inline void store_state(const Shape& shape, int64_t block, const float* state, float* out, bool large) {
   const int64_t lanes = shape.blocks.lanes(block);
-  for (int64_t n = 0; n < shape.states; ++n) store(out + n * shape.channels, load(state + n * WIDTH), lanes);
+  for (int64_t n = 0; n < shape.states; ++n) {
+    const Vec h = load(state + n * WIDTH);
+    large ? stream(out + n * shape.channels, h, lanes) : store(out + n * shape.channels, h, lanes);
+  }
 }
 
 inline void write_last_state(const Shape& shape, int64_t batch, int64_t block, const float* state, float* out) {
@@ -62,7 +65,7 @@ void scan_forward_pass(const ScanForward<T>& pass, const Gated<T>& out, const Ta
     for (int64_t block = task.begin; block < task.end; ++block) {
       float* state = state_of(block);
       if (pass.states && index > 0)
-        store_state(shape, block, state, pass.states + shape.stored_state(task.batch, index, block));
+        store_state(shape, block, state, pass.states + shape.stored_state(task.batch, index, block), out.y.large);
       const Chunk chunk(in, task.batch, block, index);
       prepare<false>(in, chunk, steps, nullptr);
       for (int64_t tile = 0; tile < shape.padded_states(); tile += TILE)

@@ -72,11 +72,10 @@ struct Direction {
 struct Kept {
   Tensor last_state, states;
 
-  Kept(const Shape& s, const at::TensorOptions& floats, bool save_states, bool want_last_state)
-      : last_state(at::empty(want_last_state ? at::DimVector{s.batch, s.channels, s.states} : at::DimVector{0}, floats)),
-        states(at::empty(save_states ? at::DimVector{s.batch, std::max<int64_t>(s.chunks() - 1, 0), s.states, s.channels}
-                                     : at::DimVector{0},
-                         floats)) {}
+  Kept(const Shape& s, const at::TensorOptions& floats, bool save_states, bool want_last_state) {
+    last_state = want_last_state ? at::empty({s.batch, s.channels, s.states}, floats) : at::empty({0}, floats);
+    states = save_states ? at::empty({s.batch, s.chunks() - 1, s.states, s.channels}, floats) : at::empty({0}, floats);
+  }
 
   float* writable(Tensor Kept::*which) {
     return (this->*which).numel() ? (this->*which).mutable_data_ptr<float>() : nullptr;

@@ -56,6 +56,18 @@ inline void store(float* p, Vec x, int64_t lanes = WIDTH) {
   lanes == WIDTH ? x.store(p) : x.store(p, static_cast<int>(lanes));
 }
 
+// Past the caches, for what would not stay in them: a line that is written whole need not be read first, and pushes
+// nothing out. `drain` before another thread reads it.
+inline void stream(float* p, Vec x, int64_t lanes = WIDTH) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if (lanes == WIDTH && reinterpret_cast<uintptr_t>(p) % 64 == 0) {
+    _mm512_stream_ps(p, x);
+    return;
+  }
+#endif
+  store(p, x, lanes);
+}
+
 inline void store(BFloat16* p, Vec x, int64_t lanes = WIDTH) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
   if (lanes == WIDTH) {
@@ -74,6 +86,16 @@ inline void store(BFloat16* p, Vec x, int64_t lanes = WIDTH) {
   }
 #endif
   at::vec::convert_from_float<BFloat16>(x, x).store(p, static_cast<int>(lanes));
+}
+
+inline void stream(BFloat16* p, Vec x, int64_t lanes = WIDTH) {
+  store(p, x, lanes);  // half a line
+}
+
+inline void drain() {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm_sfence();
+#endif
 }
 
 // 2^r on [-1/2, 1/2], relative error below 1e-7, and below 3e-9 near r = 0: decays close to 1 carry a state furthest.
