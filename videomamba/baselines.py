@@ -32,9 +32,10 @@ def eager_scan(
 ) -> Tensor:
     """The selective scan as Mamba's own `selective_scan_ref` does it: all coefficients first, then a loop over L.
 
-    With softplus of delta, skip and gate; float32; y (B, L, D). Against the source, time comes first in memory,
-    so that each step of the loop reads and writes contiguous blocks. Source: state-spaces/mamba,
-    selective_scan_interface.py.
+    With softplus of delta, skip and gate; float32; y (B, L, D). Better than the source in two ways, so that it is the
+    loop that is measured and not how it is indexed: time comes first in memory, so that each step reads and writes
+    contiguous blocks, and `unbind` takes the steps apart, where the backward pass of an index writes zeros of the whole
+    tensor at each step. Source: state-spaces/mamba, selective_scan_interface.py.
     """
     delta_LBD = F.softplus(delta_BLD + delta_bias_D).transpose(0, 1).contiguous()
     decay_LBDN = torch.exp(delta_LBD.unsqueeze(-1) * A_DN)
@@ -46,6 +47,19 @@ def eager_scan(
         states.append(state_BDN)
     y_LBD = torch.einsum("lbdn,bln->lbd", torch.stack(states), C_BLN)
     return (y_LBD.transpose(0, 1) + D_D * u_BLD) * F.silu(z_BLD)
+
+
+def conv1d_both(
+    x_BDL: Tensor, weight_DK: Tensor, bias_D: Tensor, weight_b_DK: Tensor, bias_b_D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The causal convolution and SiLU of both directions, (B, D, L) each, as the published mixer does it without its
+    CUDA kernel: F.conv1d padded on both sides and cut, in the channel-first layout that the mixer has there; the second
+    on the flipped sequence, and not flipped back. Source: OpenGVLab/VideoMamba, mamba_simple.py.
+    """
+    length, channels, pad = x_BDL.shape[2], x_BDL.shape[1], weight_DK.shape[1] - 1
+    ahead_BDL = F.silu(F.conv1d(x_BDL, weight_DK[:, None], bias_D, padding=pad, groups=channels)[..., :length])
+    flipped_BDL = F.conv1d(x_BDL.flip(2), weight_b_DK[:, None], bias_b_D, padding=pad, groups=channels)
+    return ahead_BDL, F.silu(flipped_BDL[..., :length])
 
 
 def faiss_flat(vectors_VE: "NDArray[np.float32]") -> Any:

@@ -5,13 +5,10 @@ in a fresh process (Linux). `time/exponent` and `memory/exponent` are slopes of 
 linear. `crossing` is where the two curves meet, interpolated in logarithms. `block/*` is one block's time by parts.
 """
 
-import ctypes
 import math
-import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,14 +18,13 @@ import typer
 
 from data_pipeline.files import write_whole
 from videomamba.bench_table import Row, report, row
+from videomamba.memory import alone, give_back_memory, peak_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VIT = "ViT-Ti, joint attention"
 BLOCK = "whole block"
-PROC = Path("/proc/self")
-M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -120,39 +116,17 @@ def times(setting: Setting) -> list[tuple[float, float]]:
 
 def memory(setting: Setting) -> list[tuple[float, float]]:
     """Mebibytes that a pass needs at its peak, of ours and of the baseline, each in a process of its own."""
-    # Forked from a server that has only imported: a fork of a process whose threads have run would hang.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pretrain.models.videomamba", "videomamba.baselines"])
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
-        peaks = [
-            [processes.submit(peak_bytes, name, frames, setting).result() for name in ("ours", "baseline")]
-            for frames in setting.frames
-        ]
-    return [(ours / 2**20, baseline / 2**20) for ours, baseline in peaks]
+    asked = [(name, frames, setting) for frames in setting.frames for name in ("ours", "baseline")]
+    peaks = alone(peak_bytes, asked, ["pretrain.models.videomamba", "videomamba.baselines"])
+    return [(ours / 2**20, baseline / 2**20) for ours, baseline in zip(peaks[::2], peaks[1::2], strict=True)]
 
 
 def peak_bytes(name: str, frames: int, setting: Setting) -> int:
     """What a pass needs at its peak, in bytes; after a short pass to warm up. For a process that does nothing else."""
-    # Blocks of 64 KiB and more go back to the system when freed, so that none hides under what was freed before.
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+    give_back_memory()
     model = build(name, setting)
     one_pass(model, 1, setting)()
     return peak_of(one_pass(model, frames, setting))
-
-
-def peak_of(run: Callable[[], object]) -> int:
-    """The most that this process held while `run` ran, above what it held before, in bytes."""
-    before = _status("VmRSS")
-    (PROC / "clear_refs").write_text("5")  # the peak begins anew
-    run()
-    return max(1, _status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    for line in (PROC / "status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{PROC / 'status'} has no {field}")
 
 
 def _curves(what: str, unit: str, setting: Setting, values: Sequence[tuple[float, float]]) -> Iterator[Row]:

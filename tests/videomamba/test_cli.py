@@ -206,14 +206,20 @@ def test_other_ranks_speak_up_for_warnings_only(python):
 
 def test_bench_measures_and_writes_json(videomamba, tmp_path):
     result = tmp_path / "scan.json"
-    size = ("--batch", "1", "--length", "33", "--width", "16", "--repeats", "2")
-    done = videomamba("bench", "scan", *size, "--json", str(result))
+    done = videomamba("bench", "scan", "--quick", "--json", str(result))
     assert done.returncode == 0, done.stderr
     told = json.loads(result.read_text())
     assert told.keys() == {"bench", "device", "versions", "command", "rows"}
-    assert [row["name"] for row in told["rows"]] == ["forward (1, 33, 16, 16)", "forward and backward (1, 33, 16, 16)"]
+    kinds = ("train", "bf16", "forward", "train-loop", "train-chunked", "train-doubling", "both", "conv", "memory")
+    assert [row["name"] for row in told["rows"]] == [f"{kind}/2x257x128" for kind in kinds]
+    assert {row["baseline_name"] for row in told["rows"][:3]} == {"eager"}
     for row in told["rows"]:
         assert row["ratio"] == pytest.approx(row["baseline"] / row["ours"], rel=0.05)
+
+
+def test_a_bench_names_a_shape_that_is_none(videomamba):
+    done = videomamba("bench", "scan", "--shape", "8x257")
+    assert (done.returncode, done.stderr.split("\n")[0]) == (2, "error: '8x257' is no shape.")
 
 
 def test_an_unknown_bench_names_the_nearest(videomamba):

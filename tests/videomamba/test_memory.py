@@ -4,7 +4,9 @@ import subprocess
 import sys
 import time
 
-from videomamba.memory import TreeMemory, tree_bytes
+import torch
+
+from videomamba.memory import TreeMemory, peak_of, tree_bytes
 
 MEBIBYTE = 2**20
 HOLD = "import time; held = bytearray(b'x') * (96 << 20); print('ready', flush=True); time.sleep(30)"
@@ -26,3 +28,11 @@ def test_a_child_s_memory_counts() -> None:
         process.kill()
         process.wait()
     assert tree_bytes(process.pid) == 0  # an ended process holds nothing, and is no error
+
+
+def test_the_peak_is_what_was_held_at_once():
+    def hold():
+        for _ in range(3):
+            torch.ones(64 * 2**18)
+
+    assert 64 * 2**20 <= peak_of(hold) < 80 * 2**20
