@@ -29,16 +29,20 @@ BLOCK = "whole block"
 
 @dataclass(frozen=True)
 class Setting:
-    """Which clips are measured, with which pass, and for how long: up to `turns` turns, or `seconds` of them."""
+    """Which clips are measured, with which pass, and for how long: up to `turns` turns, or `seconds` of them.
 
-    frames: tuple[int, ...] = (4, 8, 16, 32, 64)
+    Growth is that from `fit_from` frames on: what is paid once for any clip weighs most on the shortest.
+    """
+
+    frames: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    fit_from: int = 4
     image_size: int = 224
     train: bool = False
     turns: int = 5
     seconds: float = 30.0
 
 
-QUICK = Setting(frames=(2, 4), image_size=64, turns=2, seconds=2.0)
+QUICK = Setting(frames=(2, 4), fit_from=2, image_size=64, turns=2, seconds=2.0)
 
 
 def encoder(
@@ -47,7 +51,7 @@ def encoder(
     quick: Annotated[bool, typer.Option("--quick", help="Few, small frames: to see that it works.")] = False,
     train: Annotated[bool, typer.Option("--train", help="Forward and backward, not forward alone.")] = False,
 ) -> None:
-    """VideoMamba-Ti and a ViT-Ti with joint attention from 4 to 64 frames: time, memory, growth, a block's parts."""
+    """VideoMamba-Ti and a ViT-Ti with joint attention from 1 to 64 frames: time, memory, growth, a block's parts."""
     rows = list(measure(replace(QUICK if quick else Setting(), train=train)))
     report("encoder", rows, json_file)
     if plot is not None:
@@ -134,7 +138,9 @@ def _curves(what: str, unit: str, setting: Setting, values: Sequence[tuple[float
     ours, baseline = zip(*values, strict=True)
     for frames, (a, b) in zip(setting.frames, values, strict=True):
         yield row(f"{what}/{frames}", a, b, VIT, unit)
-    yield row(f"{what}/exponent", exponent(setting.frames, ours), exponent(setting.frames, baseline), VIT, "")
+    first = setting.frames.index(setting.fit_from)
+    slopes = [exponent(setting.frames[first:], curve[first:]) for curve in (ours, baseline)]
+    yield row(f"{what}/exponent", slopes[0], slopes[1], VIT, "")
     crossing = crossings(setting.frames, ours, baseline)
     if crossing is not None:
         yield row(f"{what}/crossing", crossing, crossing, VIT, "frames")
@@ -151,11 +157,12 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 def crossings(sizes: Sequence[float], ours: Sequence[float], baseline: Sequence[float]) -> float | None:
     """The size from which on ours is the smaller, interpolated in logarithms; None where the curves do not cross so."""
     lead = [math.log(b / a) for a, b in zip(ours, baseline, strict=True)]
-    for i in range(len(sizes) - 1, 0, -1):
-        if lead[i - 1] < 0 <= lead[i]:
-            share = lead[i - 1] / (lead[i - 1] - lead[i])
-            return math.exp(math.log(sizes[i - 1]) + share * math.log(sizes[i] / sizes[i - 1]))
-    return None
+    behind = [i for i, value in enumerate(lead) if value < 0]
+    if not behind or behind[-1] == len(lead) - 1:
+        return None
+    i = behind[-1] + 1
+    share = lead[i - 1] / (lead[i - 1] - lead[i])
+    return math.exp(math.log(sizes[i - 1]) + share * math.log(sizes[i] / sizes[i - 1]))
 
 
 def block_parts(setting: Setting) -> list[Row]:

@@ -22,6 +22,7 @@ def test_curves_cross_where_they_are_equal():
     assert crossings(FRAMES, line, parabola) == pytest.approx(20.0)
     assert crossings(FRAMES, parabola, line) is None  # ours is overtaken: it is never the smaller from there on
     assert crossings(FRAMES, [f / 9 for f in FRAMES], parabola) is None  # ours is the smaller everywhere
+    assert crossings(FRAMES, [3, 1, 1, 1, 3], [2, 2, 2, 2, 2]) is None  # overtaken again at the end
     assert crossings(FRAMES, [10, 80, 160, 320, 640], [20, 40, 80, 640, 1280]) == pytest.approx(16 * 2**0.5)
 
 
