@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 
@@ -46,9 +47,48 @@ def test_verify_agrees_and_then_does_not(built, videomamba, tmp_path):
     assert "Traceback" not in run.stderr
 
 
+def test_a_sheet_of_clips_and_captions(built, videomamba, tmp_path):
+    from PIL import Image
+
+    sheet = tmp_path / "sheet.png"
+    run = videomamba("data", "info", built[0], "--sheet", sheet, "--clips", "5", "--seed", "2")
+    assert run.returncode == 0, run.stderr
+    assert f"5 random clips are on {sheet}" in run.stdout.replace("\n", "")
+    picture = np.asarray(Image.open(sheet).convert("L"))
+    assert picture.shape[1] > 2 * 720
+    assert 3 * 132 < picture.shape[0] < 6 * 300
+    assert (picture < 60).mean() > 0.005  # letters
+    assert len(np.unique(picture[14:146, 14:734])) > 20  # the first clip's frames, each of another grey
+
+
+def test_parts_are_built_and_merged(videomamba, media_folder, tmp_path):
+    out = tmp_path / "corpus"
+    for index in (1, 2):
+        run = videomamba("data", "build", media_folder, out, "--part", f"{index}/2", "--samples-per-shard", "20")
+        assert run.returncode == 0, run.stdout + run.stderr
+        if index == 1:
+            early = videomamba("data", "merge", out)
+            assert early.returncode == 2
+            assert "lacks 1 of 2 parts: 2/2" in " ".join(early.stderr.split())
+    run = videomamba("data", "merge", out)
+    assert run.returncode == 0, run.stderr
+    assert "41 (40 videos, 1 images)" in run.stdout
+    assert "nothing to do" in videomamba("data", "merge", out).stdout
+    run = videomamba("data", "build", media_folder, out, "--samples-per-shard", "20", "--retry", "failed")
+    assert run.returncode == 0, run.stderr
+    assert "Tried 4 lost clips again." in run.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["build", "{media}"], "Give a folder to build into, or --in-place"),
+        (["build", "{media}", "out", "--in-place"], "leave OUT away"),
+        (["build", "{media}", "--in-place"], "no shards to index in place"),
+        (["build", "{media}", "out", "--part", "3/2"], "'3/2' is no part"),
+        (["build", "{media}", "out", "--preset", "webvdi"], "Did you mean 'webvid'"),
+        (["build", "{media}", "out", "--retry", "luck"], "'luck' is nothing that can be tried again"),
+        (["merge", "nowhere"], "no folder nowhere"),
         (["build", "nowhere", "out"], "no source folder nowhere"),
         (["build", "{media}", "out", "--caption-column", "text"], "no column 'text'"),
         (["verify", "nowhere"], "no corpus folder nowhere"),
@@ -67,12 +107,12 @@ def test_a_wrong_request_is_two_sentences_and_exit_code_2(videomamba, media_fold
 def test_help_has_examples_and_imports_nothing_heavy(python):
     code = (
         "import sys; from data_pipeline.cli import app\n"
-        "for command in ('build', 'verify', 'info', 'synthetic'):\n"
+        "for command in ('build', 'merge', 'verify', 'info', 'synthetic'):\n"
         "    app([command, '--help'], standalone_mode=False)\n"
         "print(sorted({'torch', 'av', 'numpy', 'sqlite3', 'configs'} & set(sys.modules)))"
     )
     run = python("-c", code)
     shown = " ".join(run.stdout.split())
-    for command in ("build", "verify", "info", "synthetic"):
+    for command in ("build", "merge", "verify", "info", "synthetic"):
         assert f"Example: videomamba data {command}" in shown
     assert run.stdout.splitlines()[-1] == "[]"

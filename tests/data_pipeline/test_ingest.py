@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -246,6 +247,54 @@ def test_kill_9_then_the_same_call_gives_the_same_bytes(built, media_folder, tmp
     assert {k: card[k] for k in ("content", "lost", "shards", "hours")} == {
         k: other[k] for k in ("content", "lost", "shards", "hours")
     }
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_and_double_nothing(built, media_folder, tmp_path):
+    """Each corpus is killed again and again, from the first instruction on, until it gets through."""
+    whole, draws, kills = files_of(built[0]), random.Random(0), 0
+    begun = time.monotonic()
+    start(media_folder, tmp_path / "first", workers=2).communicate()
+    takes = time.monotonic() - begun
+    for number in range(6):
+        out = tmp_path / f"corpus{number}"
+        while not (out / "dataset.json").exists():
+            process = start(media_folder, out, workers=2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=draws.uniform(0.1, 1.2) * takes)
+            kills += process.poll() is None
+            process.kill()
+            process.communicate()
+            assert session_is_empty(process)
+            if out.exists():
+                assert all(data == whole[name] for name, data in files_of(out).items())
+        assert files_of(out) == whole
+        assert verify(out, "all") == []
+    print(f"{kills} kills")
+    assert kills >= 6
+
+
+def test_kill_9_while_ffmpeg_runs(media_dir, tmp_path):
+    """ffmpeg dies with the build, what it was writing is cleared away, and the next run gives the same bytes."""
+    source = tmp_path / "media"
+    source.mkdir()
+    for name in ("torchcodec/nasa_13013.mp4", "perception_models/dog.mp4", "exoplayer/testvid_1022ms.mp4"):
+        path = Path(shutil.copy(media_dir / "clips" / name, source))
+        path.with_suffix(".txt").write_text(f"a clip called {path.stem}\n")
+    options = {"transcode": {"short_side": 96, "keyframes": 12}, "samples_per_shard": 1, "name": "set"}
+    out = tmp_path / "corpus"
+    process = start(source, out, **options)
+    wait_for(lambda: any(out.glob(".scratch/*/made.mp4")), process)
+    process.kill()
+    process.communicate()
+    assert session_is_empty(process)
+    assert any(out.glob(".scratch/*/made.mp4"))
+    assert build(request(source, out, **options)).samples == 3
+    assert not list(out.glob(".*"))
+    build(request(source, tmp_path / "undisturbed", **options))
+    assert files_of(out) == files_of(tmp_path / "undisturbed")
+    command = json.loads((out / "dataset.json").read_text())["command"]
+    assert command.endswith("--short-side 96 --keyframes 12 --crf 23 --transcode")
 
 
 def test_ctrl_c_leaves_nothing_half_written(built, media_folder, tmp_path):
