@@ -27,7 +27,7 @@ def _bar(unit: str) -> "Progress":
 
         def render(self, task: progress.Task) -> str:
             speed = task.finished_speed or task.speed
-            return f"{speed:.0f} {unit}/s" if speed else ""
+            return f"{speed:.{0 if speed >= 10 else 1}f} {unit}/s" if speed else ""
 
     console = Console(stderr=True)
     return progress.Progress(

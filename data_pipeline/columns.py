@@ -10,7 +10,8 @@ columns that no role takes become attributes of the clip.
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +97,27 @@ class Columns:
         name = next((text for column in self.roles["file"] if (text := _cell(column, row).strip())), "")
         if not name:
             return None
-        taken = {name for columns in self.roles.values() for column in columns for name in _names(column)}
-        taken -= {name for column in self.roles["file"] if "{" in column for name in _names(column)}  # parts of a name
         attributes = {
             column: value
             for column, cell in row.items()
-            if column and column not in taken and (value := table.attribute(column, cell)) is not None
+            if column and column not in self._taken and (value := table.attribute(column, cell)) is not None
         }
-        clip = Clip(name, _captions(row, self.roles["caption"]), attributes)
+        start = end = fault = None
         try:
             start, end = (self._seconds(role, row) for role in ("start", "end"))
         except ValueError as error:
-            return replace(clip, fault=str(error))
+            fault = str(error)
         if start is not None and end is not None and end <= start:
-            return replace(clip, start=start, end=end, fault=f"it ends at {end:g} s and begins at {start:g} s")
-        return replace(clip, start=start, end=end)
+            fault = f"it ends at {end:g} s and begins at {start:g} s"
+        return Clip(name, _captions(row, self.roles["caption"]), attributes, start, end, fault=fault)
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """The columns that are no attributes: those with a role, but for the parts of a file's name."""
+        columns = [
+            column for role, given in self.roles.items() for column in given if role != "file" or "{" not in column
+        ]
+        return frozenset(name for column in columns for name in _names(column))
 
     def _seconds(self, role: str, row: Row) -> float | None:
         cells = (row.get(column) for column in self.roles.get(role, ()))
