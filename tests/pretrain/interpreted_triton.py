@@ -53,9 +53,9 @@ def test_scan(case, dtype, reverse, small_chunks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("case", [*CASES[:5], (1, 37, 40, 11, False, True, True, True)], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], (1, 37, 40, 11, False, True, True, True)], ids=str)
 def test_scan_with_whole_chunks(case, dtype, reverse):
     compare(case, dtype, reverse)
 

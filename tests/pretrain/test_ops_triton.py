@@ -31,7 +31,7 @@ def test_the_kernels_in_the_interpreter(python):
 
 @pytest.mark.slow
 def test_the_kernels_in_the_interpreter_at_length(python):
-    assert interpret(python, "slow") == 36
+    assert interpret(python, "slow") == 12
 
 
 class Recorder:
