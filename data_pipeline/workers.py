@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -72,7 +73,7 @@ class _Worker:
     connection: Connection
     watch: Watch
     given: list[_Task] = field(default_factory=list)
-    overdue: tuple[int, int] | None = None  # the sample that was found overdue, and the worker let off once
+    overdue: tuple[tuple[int, int], float] | None = None  # the sample past its time, and since when that is known
 
 
 class Pool:
@@ -200,11 +201,9 @@ class _Run:
         if busy is None or busy[2] <= self._decode_timeout:
             worker.overdue = None
             return False
-        if worker.overdue != busy[:2]:
-            worker.overdue = busy[:2]
-            wait([worker.connection], GRACE)
-        still = worker.watch.busy()
-        return still is not None and still[:2] == busy[:2] and still[2] > self._decode_timeout
+        if worker.overdue is None or worker.overdue[0] != busy[:2]:
+            worker.overdue = busy[:2], time.monotonic()
+        return time.monotonic() - worker.overdue[1] > GRACE
 
     def _replace(self, worker: _Worker, hung: bool) -> None:
         """End a worker, say why, and let another take over its tasks."""
