@@ -54,7 +54,8 @@ class Meta:
 class ClipSource:
     """The samples of a run's `number`-th corpus, with an optional frame cache in front of the decoder.
 
-    All faults of content are SampleErrors. `watch`, where there is one, is told which sample is being decoded.
+    All faults of content are SampleErrors, a decode that computes for `time_limit` seconds among them (a hang inside
+    the decoder is seen from outside alone). `watch`, where there is one, is told which sample is being decoded.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class ClipSource:
         cache: FrameCache | None = None,
         number: int = 0,
         identity: IdentityRule = "sha256",
+        time_limit: float | None = None,
     ) -> None:
         self.corpus = corpus
+        self.time_limit = time_limit
         self.identity = identity
         self.number = number
         self.kind = kind
@@ -130,8 +133,9 @@ class ClipSource:
     def decode(self, sample: Sample, choose: Choose) -> Tensor:
         """The chosen frames of a sample that was read, uint8 (T, C, H, W)."""
         if self.kind == "image":
-            return from_decoder(decode_image(sample.media))
-        return from_decoder(decode_video(sample.media, choose, count=sample.probe.get("frames")))
+            return from_decoder(decode_image(sample.media, time_limit=self.time_limit))
+        count = sample.probe.get("frames")
+        return from_decoder(decode_video(sample.media, choose, count=count, time_limit=self.time_limit))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_remembered": {}}

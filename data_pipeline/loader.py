@@ -78,7 +78,16 @@ class TrainLoader:
         self.start_step, self.steps = start_step, steps
         self._counters = _Counters()
         sources = [
-            _source(corpus, item.kind, config.visual(), config.cache, config.cache_frames, number, config.identity)
+            _source(
+                corpus,
+                item.kind,
+                config.visual(),
+                config.cache,
+                config.cache_frames,
+                number,
+                config.identity,
+                config.decode_timeout,
+            )
             for number, (corpus, item) in enumerate(zip(corpora, config.train, strict=True))
         ]
         augments = [
@@ -242,6 +251,7 @@ def _source(
     cache_frames: int,
     number: int = 0,
     identity: IdentityRule = "sha256",
+    time_limit: float = DECODE_TIMEOUT,
 ) -> ClipSource:
     if kind == "image":
         visual, cache_frames = visual.model_copy(update={"frames": 1}), 1
@@ -257,7 +267,7 @@ def _source(
             first_seconds=visual.first_seconds,
         )
         kept = FrameCache(Path(cache), spec)
-    return ClipSource(corpus, kind, visual, kept, number, identity)
+    return ClipSource(corpus, kind, visual, kept, number, identity, time_limit)
 
 
 def clip_bytes(visual: VisualPreprocess) -> int:

@@ -40,13 +40,16 @@ Deadline = Callable[[], None]
 
 
 def deadline(seconds: float | None) -> Deadline:
-    """A check that raises SampleError(TIMEOUT) once `seconds` have passed from now; None: never."""
+    """A check that raises SampleError(TIMEOUT) once this thread has computed for `seconds` from now; None: never.
+
+    Seconds of computing, so that a busy machine, or a process that was stopped for a while, loses no clip.
+    """
     if seconds is None:
         return lambda: None
-    end = time.monotonic() + seconds
+    end = time.thread_time() + seconds
 
     def check() -> None:
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise SampleError(LossReason.TIMEOUT, f"decoding took longer than {seconds:g} s")
 
     return check

@@ -47,7 +47,7 @@ def measure(run: "PretrainConfig", repeats: int) -> Iterator[Row]:
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             loss = torch.stack(list(task.losses(batch).values())).sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def with_cache(cache: "TeacherCache | None") -> float:
         see.cache = cache

@@ -11,7 +11,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from configs.errors import UserError
+from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.decode import decode_image, decode_video, probe
+from data_pipeline.loader import TrainLoader
 from data_pipeline.schema import LossReason, SampleError
 
 CASES = 300
@@ -119,3 +122,10 @@ def test_a_decode_that_takes_too_long_is_typed(media_dir):
             read()
         assert told.value.reason is LossReason.TIMEOUT
         assert time.monotonic() - began < 5
+
+
+def test_a_run_without_workers_loses_slow_clips_too(clip_corpus):
+    """With workers, a watchdog sees them from outside; here the decoder's own limit does."""
+    config = DataConfig(train=(CorpusConfig(path=str(clip_corpus)),), batch=4, workers=0, decode_timeout=1e-6)
+    with pytest.raises(UserError, match="timeout: decoding took longer"):
+        next(iter(TrainLoader(config, 0, steps=1)))
