@@ -344,6 +344,9 @@ def check_inputs(config: PretrainConfig) -> None:
         raise ConfigError(
             f"There is no tokenizer folder {config.tokenizer}.", "Mend the path, or leave `tokenizer` out to train one."
         )
+    bert = config.text.init if config.text is not None else None
+    if bert is not None and bert.startswith((".", "/", "~")) and not Path(bert).is_dir():
+        raise ConfigError(f"There is no folder {bert} (text.init).", "Mend the path, or give null for random weights.")
     if config.init is not None and not Path(config.init).exists():
         raise ConfigError(
             f"There is no checkpoint {config.init} to start from.", "Run the earlier stage, or mend init."

@@ -116,6 +116,8 @@ def test_inputs_that_are_missing_are_named(tmp_path: Path):
         check_inputs(make(STAGE1, data=data, init=str(tmp_path / "gone")))
     with pytest.raises(ConfigError, match="no tokenizer folder"):
         check_inputs(make(STAGE2, data=data, tokenizer=str(tmp_path / "gone")))
+    with pytest.raises(ConfigError, match=r"no folder .*gone \(text\.init\)"):
+        check_inputs(make(STAGE2, data=data, text={**STAGE2["text"], "init": str(tmp_path / "gone")}))
     with pytest.raises(ConfigError, match="no teacher folder"):
         check_inputs(make(STAGE1, data=data, teacher={"source": str(tmp_path / "gone")}))
 

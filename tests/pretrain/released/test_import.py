@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from configs.errors import UserError
 from configs.loader import load_config, validate
 from pretrain import checkpoint
+from pretrain.cli import app
 from pretrain.config import PretrainConfig
 from pretrain.encoder import load_encoder
 from pretrain.export import export
@@ -63,10 +65,10 @@ def test_the_command_says_what_it_did(published, vocabulary, tmp_path, videomamb
     assert meta.imported.sha256 == checkpoint.sha256(path)
     assert meta.imported.layout == "joint"
     assert any("resized" in note for note in meta.imported.notes)
-    shown = videomamba("checkpoint", "inspect", str(tmp_path / "out"))
+    shown = CliRunner().invoke(app, ["checkpoint", "inspect", str(tmp_path / "out")])
     assert f"joint.pth, sha256 {checkpoint.sha256(path)}" in shown.stdout
-    back = videomamba("checkpoint", "convert", str(tmp_path / "out"), str(tmp_path / "back.safetensors"))
-    assert back.returncode == 0, back.stderr
+    back = CliRunner().invoke(app, ["checkpoint", "convert", str(tmp_path / "out"), str(tmp_path / "back.safetensors")])
+    assert back.exit_code == 0, back.output
     assert "layout: stage 2, joint" in back.stdout
 
 
