@@ -12,9 +12,10 @@ program writes its own sums, which the launcher adds up in a fixed order.
 Only what Triton's interpreter and its compiler both take is used here. The interpreter computes bfloat16 wrongly, so
 everything is cast to float32 as soon as it is loaded. Tuples keep the lists of arguments short:
 
-    rows   (pointer to a sample, stride between positions)            channels adjacent
-    coefs  (pointer to a sample, stride between positions, stride between states)
-    walk   (length, channels d, which of them exist, states n, which of them exist)
+    rows     (pointer to a sample, stride between positions)            channels adjacent
+    coefs    (pointer to a sample, stride between positions, stride between states)
+    walk     (length, channels d, which of them exist, states n, which of them exist)
+    sources  (rows of u, rows of delta, coefs of B, bias, A log2 e)     what a step of the recurrence reads
 """
 
 import triton
@@ -65,6 +66,13 @@ def load_coefs(coefs, step, walk, REVERSE: tl.constexpr):
     """B or C of the position met in `step`, float32; zeros past the last step."""
     at = coefs[0] + position_of(step, walk[0], REVERSE) * coefs[1] + walk[3] * coefs[2]
     return tl.load(at, mask=walk[4] & (step < walk[0]), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_coefs(coefs, step, walk, values, REVERSE: tl.constexpr):
+    """Write a value for each state of the position met in `step`; nothing past the last step."""
+    at = coefs[0] + position_of(step, walk[0], REVERSE) * coefs[1] + walk[3] * coefs[2]
+    tl.store(at, values, mask=walk[4] & (step < walk[0]))
 
 
 @triton.jit
@@ -144,13 +152,48 @@ def scan_forward_kernel(
 
 
 @triton.jit
-def ungate(grad_D, u_D, state_DN, C_N, skip_D, rows_z, rows_grad_z, step, walk, REVERSE: tl.constexpr):
-    """Write the gradient of z, and return that of y before the gate."""
-    z_D = load_row(rows_z, step, walk, REVERSE)
+def ungate(grad_D, u_D, state_DN, C_N, skip_D, gate, step, walk, REVERSE: tl.constexpr):
+    """Write the gradient of z, and return that of y before the gate; `gate` is the rows of z and of its gradient."""
+    z_D = load_row(gate[0], step, walk, REVERSE)
     open_D = sigmoid(z_D)
     y_D = tl.sum(state_DN * C_N[None, :], 1) + skip_D * u_D
-    store_row(rows_grad_z, step, walk, grad_D * y_D * open_D * (1.0 + z_D * (1.0 - open_D)), REVERSE)
+    store_row(gate[1], step, walk, grad_D * y_D * open_D * (1.0 + z_D * (1.0 - open_D)), REVERSE)
     return grad_D * z_D * open_D
+
+
+@triton.jit
+def retreat(
+    carry_DN, sums, before_DN, after_DN, step, sources, outside, gate, outputs, walk, SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
+):  # fmt: skip
+    """One step backwards: from the gradient of the state after `step` to that of the state before it.
+
+    `outside` is the gradient of y, C and D; `gate` z and where its gradient goes, or None; `outputs` where those of u,
+    delta, B and C go. `sums` gathers those of A, D and the bias.
+    """
+    rows_u, rows_delta, coefs_B, bias_D, decay_DN = sources
+    rows_grad_y, coefs_C, skip_D = outside
+    rows_grad_u, rows_grad_delta, grad_B, grad_C = outputs
+    grad_A_DN, grad_D_D, grad_bias_D = sums
+    u_D = load_row(rows_u, step, walk, REVERSE)
+    raw_D, size_D = load_sizes(rows_delta, bias_D, step, walk, SOFTPLUS, REVERSE)
+    C_N = load_coefs(coefs_C, step, walk, REVERSE)
+    grad_y_D = load_row(rows_grad_y, step, walk, REVERSE)
+    if gate is not None:
+        grad_y_D = ungate(grad_y_D, u_D, after_DN, C_N, skip_D, gate, step, walk, REVERSE)
+    store_coefs(grad_C, step, walk, tl.sum(grad_y_D[:, None] * after_DN, 0), REVERSE)
+    carry_DN += grad_y_D[:, None] * C_N[None, :]
+    store_coefs(grad_B, step, walk, tl.sum((size_D * u_D)[:, None] * carry_DN, 0), REVERSE)
+    through_B_D = tl.sum(carry_DN * load_coefs(coefs_B, step, walk, REVERSE)[None, :], 1)
+    carry_DN *= tl.exp2(size_D[:, None] * decay_DN)
+    kept_DN = carry_DN * before_DN
+    grad_raw_D = u_D * through_B_D + tl.sum(kept_DN * decay_DN, 1) * LN_2
+    if SOFTPLUS:
+        grad_raw_D *= sigmoid(raw_D)
+    store_row(rows_grad_u, step, walk, size_D * through_B_D + skip_D * grad_y_D, REVERSE)
+    store_row(rows_grad_delta, step, walk, grad_raw_D, REVERSE)
+    grad_raw_D = tl.where(step < walk[0], grad_raw_D, 0.0)
+    return carry_DN, (grad_A_DN + size_D[:, None] * kept_DN, grad_D_D + grad_y_D * u_D, grad_bias_D + grad_raw_D)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -177,15 +220,18 @@ def scan_backward_kernel(
     rows_u, rows_delta = (u + sample * u_sample, u_row), (delta + sample * delta_sample, delta_row)
     coefs_B, coefs_C = (B + sample * B_sample, B_row, B_state), (C + sample * C_sample, C_row, C_state)
     sources = (rows_u, rows_delta, coefs_B, bias_D, decay_DN)
-    rows_grad = (grad_y + sample * grad_sample, grad_row)
-    rows_grad_u = (grad_u + sample * length * channels, channels)
-    rows_grad_delta = (grad_delta + sample * length * channels, channels)
-    summed_DN = (sample * channels + d) * STATES + n
-    summed_N = (block * (tl.num_programs(0) // tl.cdiv(channels, BLOCK)) + sample) * length * STATES + walk[3]
-    carry_DN, grad_A_DN = tl.zeros([BLOCK, PADDED], tl.float32), tl.zeros([BLOCK, PADDED], tl.float32)
+    outside = ((grad_y + sample * grad_sample, grad_row), coefs_C, skip_D)
+    dense, summed = sample * length * channels, (sample * channels + d) * STATES + n
+    part = (block * (tl.num_programs(0) // tl.cdiv(channels, BLOCK)) + sample) * length * STATES
+    outputs = (
+        (grad_u + dense, channels), (grad_delta + dense, channels),
+        (grad_B + part, STATES, 1), (grad_C + part, STATES, 1),
+    )  # fmt: skip
+    gate = None if z is None else ((z + sample * z_sample, z_row), (grad_z + dense, channels))
+    none_DN, none_D = tl.zeros([BLOCK, PADDED], tl.float32), tl.zeros([BLOCK], tl.float32)
+    carry_DN, sums = none_DN, (none_DN, none_D, none_D)
     if grad_last_state is not None:
-        carry_DN += tl.load(grad_last_state + summed_DN, mask=in_tile, other=0.0)
-    grad_D_D, grad_bias_D = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+        carry_DN += tl.load(grad_last_state + summed, mask=in_tile, other=0.0)
     chunks = tl.cdiv(length, CHUNK)
     for behind in range(chunks):
         chunk = chunks - 1 - behind
@@ -208,33 +254,12 @@ def scan_backward_kernel(
                 walked = walked + (advance(walked[j], step, sources, walk, SOFTPLUS, REVERSE)[0],)
             for j in tl.static_range(GROUP - 1, -1, -1):
                 step = chunk * CHUNK + group * GROUP + j
-                u_D = load_row(rows_u, step, walk, REVERSE)
-                raw_D, size_D = load_sizes(rows_delta, bias_D, step, walk, SOFTPLUS, REVERSE)
-                C_N = load_coefs(coefs_C, step, walk, REVERSE)
-                grad_y_D = load_row(rows_grad, step, walk, REVERSE)
-                if z is not None:
-                    rows_z = (z + sample * z_sample, z_row)
-                    rows_grad_z = (grad_z + sample * length * channels, channels)
-                    grad_y_D = ungate(
-                        grad_y_D, u_D, walked[j + 1], C_N, skip_D, rows_z, rows_grad_z, step, walk, REVERSE
-                    )
-                grad_D_D += grad_y_D * u_D
-                at_N, exists_N = position_of(step, length, REVERSE) * STATES + summed_N, walk[4] & (step < length)
-                tl.store(grad_C + at_N, tl.sum(grad_y_D[:, None] * walked[j + 1], 0), mask=exists_N)
-                carry_DN += grad_y_D[:, None] * C_N[None, :]
-                tl.store(grad_B + at_N, tl.sum((size_D * u_D)[:, None] * carry_DN, 0), mask=exists_N)
-                through_B_D = tl.sum(carry_DN * load_coefs(coefs_B, step, walk, REVERSE)[None, :], 1)
-                carry_DN *= tl.exp2(size_D[:, None] * decay_DN)
-                kept_DN = carry_DN * walked[j]
-                grad_A_DN += size_D[:, None] * kept_DN
-                grad_raw_D = u_D * through_B_D + tl.sum(kept_DN * decay_DN, 1) * LN_2
-                if SOFTPLUS:
-                    grad_raw_D *= sigmoid(raw_D)
-                grad_bias_D += tl.where(step < length, grad_raw_D, 0.0)
-                store_row(rows_grad_u, step, walk, size_D * through_B_D + skip_D * grad_y_D, REVERSE)
-                store_row(rows_grad_delta, step, walk, grad_raw_D, REVERSE)
-    tl.store(grad_A + summed_DN, grad_A_DN, mask=in_tile)
+                carry_DN, sums = retreat(
+                    carry_DN, sums, walked[j], walked[j + 1], step, sources, outside, gate, outputs, walk,
+                    SOFTPLUS, REVERSE,
+                )  # fmt: skip
+    tl.store(grad_A + summed, sums[0], mask=in_tile)
     if grad_D is not None:
-        tl.store(grad_D + sample * channels + walk[1], grad_D_D, mask=walk[2])
+        tl.store(grad_D + sample * channels + walk[1], sums[1], mask=walk[2])
     if grad_bias is not None:
-        tl.store(grad_bias + sample * channels + walk[1], grad_bias_D, mask=walk[2])
+        tl.store(grad_bias + sample * channels + walk[1], sums[2], mask=walk[2])

@@ -30,6 +30,7 @@ def test_the_kernels_in_the_interpreter(python):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_kernels_in_the_interpreter_at_length(python):
     assert interpret(python, "slow") == 12
 
