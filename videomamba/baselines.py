@@ -49,6 +49,32 @@ def eager_scan(
     return (y_LBD.transpose(0, 1) + D_D * u_BLD) * F.silu(z_BLD)
 
 
+def doubling_scan(
+    u_BLD: Tensor,
+    delta_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_D: Tensor,
+    z_BLD: Tensor,
+    delta_bias_D: Tensor,
+) -> Tensor:
+    """The same scan with no loop over L: log2(L) steps, in each of which a position takes over what those before it
+    have gathered (Hillis and Steele, 1986). It works on B L D N values at once, and forgets none for the backward pass.
+    """
+    delta_BLD = F.softplus(delta_BLD + delta_bias_D)
+    decay = torch.exp(delta_BLD[..., None] * A_DN)
+    state = (delta_BLD * u_BLD)[..., None] * B_BLN[:, :, None, :]
+    shift = 1
+    while shift < u_BLD.shape[1]:
+        reached = state[:, shift:] + decay[:, shift:] * state[:, :-shift]
+        state = torch.cat([state[:, :shift], reached], 1)
+        decay = torch.cat([decay[:, :shift], decay[:, shift:] * decay[:, :-shift]], 1)
+        shift *= 2
+    y_BLD = (state * C_BLN[:, :, None, :]).sum(-1)
+    return (y_BLD + D_D * u_BLD) * F.silu(z_BLD)
+
+
 def conv1d_both(
     x_BDL: Tensor, weight_DK: Tensor, bias_D: Tensor, weight_b_DK: Tensor, bias_b_D: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -151,15 +151,20 @@ def _against_eager(shape: Shape, repeats: int) -> Iterator[Row]:
 
 
 def _against_pytorch(shape: Shape, repeats: int) -> Iterator[Row]:
-    from pretrain.ops.quick_reference import chunked_scan, doubling_scan
+    from pretrain.ops.quick_reference import chunked_scan
     from pretrain.ops.reference import sequential_scan
+    from videomamba.baselines import doubling_scan
 
     inputs = Inputs.draw(shape)
     ours = _training(inputs.ours, inputs.leaves)
-    for name, form in (("loop", sequential_scan), ("chunked", chunked_scan), ("doubling", doubling_scan)):
-        if name != "doubling" or shape.batch * shape.length * shape.channels <= DOUBLING_MOST:
-            other = _training(partial(_first, form, inputs.leaves), inputs.leaves)
-            yield _compared(f"train-{name}/{shape}", ours, other, name, repeats)
+    forms = {
+        "loop": partial(_first, sequential_scan, inputs.leaves),
+        "chunked": partial(_first, chunked_scan, inputs.leaves),
+    }
+    if shape.batch * shape.length * shape.channels <= DOUBLING_MOST:
+        forms["doubling"] = partial(doubling_scan, *inputs.leaves)
+    for name, forward in forms.items():
+        yield _compared(f"train-{name}/{shape}", ours, _training(forward, inputs.leaves), name, repeats)
 
 
 def _first(form: "Callable[..., tuple[Tensor, Tensor]]", leaves: "list[Tensor]") -> "Tensor":
