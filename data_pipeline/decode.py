@@ -78,7 +78,7 @@ def probe(data: bytes, *, time_limit: float | None = None) -> Probe:
             raise SampleError(LossReason.DECODE_ERROR, f"{corrupt} of {count} frames are marked as damaged")
         _refuse_if_cut(media, count)
         _refuse_if_ends_early(data, media, last_time, time_limit)
-        width, height = _shown_size(first, media.stream)
+        width, height = shown_size(first, media.stream)
         rate = float(media.stream.average_rate or media.stream.guessed_rate or 0)
         start = media.time(first) or 0.0
         spacing = (last_time - start) / (count - 1) if count > 1 else (1 / rate if rate else 0.0)
@@ -231,7 +231,7 @@ class _Picker:
         """A frame upright, with square pixels, as large as the first one is wanted."""
         if self._shape is None:
             rotation = _rotation(frame)
-            width, height = self.scale.shown(*_shown_size(frame, self.media.stream))
+            width, height = self.scale.shown(*shown_size(frame, self.media.stream))
             self._shape = (height, width, rotation) if rotation in (90, 270) else (width, height, rotation)
         width, height, rotation = self._shape
         if max(width * height, frame.width * frame.height) > MAX_PIXELS:
@@ -276,7 +276,7 @@ def _rotation(frame: VideoFrame) -> int:
     return angle if angle % 90 == 0 else 0
 
 
-def _shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     """(width, height) of a frame upright with square pixels: a stretched pixel widens or narrows the width."""
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio

@@ -42,7 +42,7 @@ class Part:
 
     def has(self, name: str) -> bool:
         """Whether a file of this name is in this share: by a checksum, so that no share has to see the others."""
-        return self.count == 1 or zlib.crc32(name.encode("utf-8", "surrogateescape")) % self.count == self.index - 1
+        return self.count == 1 or zlib.crc32(name.encode()) % self.count == self.index - 1
 
     def has_turn(self, turn: int) -> bool:
         """Whether the `turn`-th of a few large things is in this share."""
@@ -178,13 +178,19 @@ class FolderSource:
         """The media below the folder, in a fixed order."""
         for folder, below, names in os.walk(self.root):
             below.sort()
-            yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix[1:].lower() in MEDIA)
+            for name in sorted(names):
+                if Path(name).suffix[1:].lower() in MEDIA:
+                    path = Path(folder, name)
+                    if "\ufffd" in (said := os.fsencode(path).decode(errors="replace")):
+                        raise UserError(f"The name of {said} is not UTF-8.", "Rename it: a shard could not name it.")
+                    yield path
 
     def identity(self) -> dict[str, Any]:
-        """Names, sizes and times of the media and their side-cars."""
+        """Names of the media, and names, sizes and times of their side-cars; media may be mended and tried again."""
         digest = hashlib.sha256()
         for path in self.media():
-            for file in (path, path.with_suffix(".txt"), path.with_suffix(".json")):
+            digest.update(f"{path.relative_to(self.root)}\n".encode())
+            for file in (path.with_suffix(".txt"), path.with_suffix(".json")):
                 if file.is_file():
                     found = file.stat()
                     digest.update(f"{file.relative_to(self.root)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())

@@ -59,7 +59,7 @@ def look(path: Path) -> Look | None:
     import av
     import av.error
 
-    from data_pipeline.decode import _shown_size
+    from data_pipeline.decode import shown_size
 
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -67,7 +67,7 @@ def look(path: Path) -> Look | None:
             if stream is None or stream.codec_context is None:
                 return None
             frame = next(container.decode(stream))
-            width, height = _shown_size(frame, stream)
+            width, height = shown_size(frame, stream)
             rate = stream.average_rate or stream.guessed_rate or Fraction(0)
             length = stream.duration * stream.time_base if stream.duration and stream.time_base else None
             return Look(

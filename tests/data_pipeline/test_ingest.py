@@ -9,17 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from multiprocessing import active_children
 from pathlib import Path
-from threading import Timer
 
 import pytest
 
 from configs.errors import UserError
-from data_pipeline.crew import prepare_all
 from data_pipeline.ingest import BuildConfig, build
-from data_pipeline.prepare import Lost, Recipe, Task
-from data_pipeline.schema import LossReason, content_digest
+from data_pipeline.schema import content_digest
 from data_pipeline.shards import Corpus
 from data_pipeline.sources import Part, open_source
 from data_pipeline.verify import verify
@@ -365,40 +361,6 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(built, media_folder, tmp_p
     finally:
         if mounted:
             subprocess.run(["umount", disk], check=True)
-
-
-# Decoders that hang or die: a pipe that nobody writes into keeps a process waiting for ever
-
-
-@pytest.fixture
-def tasks(media_folder, tmp_path):
-    hanging = tmp_path / "hanging.mp4"
-    os.mkfifo(hanging)
-    paths = [media_folder / f"c{number:02d}.mp4" for number in range(40)]
-    paths[21] = hanging
-    return [Task(position, str(path), 1000, ".mp4") for position, path in enumerate(paths)]
-
-
-def test_a_clip_that_takes_too_long_is_one_lost_clip(tasks):
-    results = list(prepare_all(tasks, Recipe(), 2, time_limit=3.0))
-    assert [result.position for result in results] == list(range(40))
-    assert [result for result in results if isinstance(result, Lost)] == [
-        Lost(21, LossReason.TIMEOUT, "took longer than 3 s")
-    ]
-
-
-def test_a_decoder_that_dies_is_one_lost_clip(tasks):
-    kill = Timer(0, lambda: [os.kill(child.pid, signal.SIGKILL) for child in active_children()])
-    results = []
-    for result in prepare_all(tasks, Recipe(), 1, time_limit=60.0):
-        results.append(result)
-        if result.position == 20:
-            time.sleep(0.3)
-            kill.start()
-    assert [result.position for result in results] == list(range(40))
-    assert [result for result in results if isinstance(result, Lost)] == [
-        Lost(21, LossReason.DECODE_ERROR, "the process that decoded it died of SIGKILL")
-    ]
 
 
 # Wrong requests

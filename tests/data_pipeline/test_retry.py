@@ -73,6 +73,19 @@ def test_failed_clips_are_tried_again_and_nothing_else(source, ramp):
     assert json.loads((out / "dataset.json").read_text())["samples"] == 6
 
 
+def test_media_of_a_folder_may_be_mended(source, ramp):
+    for name in ("list.csv", "silent.mp4"):
+        (source / name).unlink()
+    for path in source.glob("*.mp4"):
+        path.with_suffix(".txt").write_text(f"clip {path.stem}")
+    assert lost(run(source)) == {"not_media": ["f.mp4"]}
+    (source / "f.mp4").write_bytes(ramp(6, 5))
+    assert run(source, retry=("failed",)).samples == 6
+    (source / "f.txt").write_text("another caption")
+    with pytest.raises(UserError, match="has changed since the build in"):
+        run(source)
+
+
 def test_nothing_to_try_again_is_nothing_to_do(source):
     run(source)
     summary = run(source, retry=("timeout", "decode_error"))

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import re
 import sqlite3
 import sys
@@ -275,6 +276,13 @@ def test_side_cars(tmp_path):
     assert open_source(tmp_path).identity() != before
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"side-car .*a\.txt cannot be read"):
+        clips_of(tmp_path)
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    (tmp_path / "ok.mp4").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")).touch()
+    with pytest.raises(UserError, match=r"caf.\.mp4 is not UTF-8\. Rename it"):
         clips_of(tmp_path)
 
 

@@ -12,8 +12,10 @@ import pytest
 from data_pipeline.crew import prepare_all
 from data_pipeline.decode import decode_image, decode_video, probe
 from data_pipeline.ffmpeg import ffmpeg_program
+from data_pipeline.ingest import BuildConfig, build
 from data_pipeline.prepare import Lost, Recipe, Task, prepare
 from data_pipeline.schema import LossReason
+from data_pipeline.shards import Corpus
 from data_pipeline.transcode import Transcode, look
 
 SMALL = Recipe(Transcode(short_side=64, max_fps=10, keyframes=5, crf=12))
@@ -185,6 +187,26 @@ def test_small_real_clips_have_the_outcome_that_their_list_says(media_dir):
         "clips/derived_broken/av1_trunc40pct.mkv": "decode_error",
         "clips/derived_broken/text_not_video.mp4": "not_media",
     }
+
+
+def test_real_clips_and_images_through_a_build(media_dir, tmp_path):
+    """Those small clips and five photographs in one run: each in a shard or lost for the reason that its list says."""
+    clips = [json.loads(line) for line in (media_dir / "clips.jsonl").read_text().splitlines()]
+    images = [json.loads(line) for line in (media_dir / "images.jsonl").read_text().splitlines()[:5]]
+    expected = {
+        file: reason for file, reason in truth(row for row in clips if row["bytes"] < 40_000).items() if reason != "?"
+    }
+    rows = [{"file": file, "caption": f"a clip: {file}"} for file in expected]
+    rows += [{"file": row["file"], "caption": row["captions"]} for row in images]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = build(BuildConfig(source=media_dir, out=tmp_path / "out", manifest=tmp_path / "list.jsonl", workers=1))
+    lost = {loss.file: reason for reason, losses in summary.lost.items() for loss in losses.first}
+    assert lost == {file: reason for file, reason in expected.items() if reason}
+    assert summary.images == 5
+    metas = {meta["source"]: meta for meta in Corpus.open(tmp_path / "out").metas()}
+    assert metas.keys() | lost.keys() == {row["file"] for row in rows}
+    digests = {row["file"]: row["sha256"] for row in clips}
+    assert all(meta["sha256"] == digests.get(file, meta["sha256"]) for file, meta in metas.items())
 
 
 @pytest.mark.slow
