@@ -105,7 +105,12 @@ def test_every_module_says_what_it_is():
 @pytest.mark.parametrize("where", ["in the test", "at collection"])
 @pytest.mark.parametrize(
     ("ci", "reason", "fails"),
-    [("true", "no ffmpeg on PATH", True), ("true", "needs a GPU", False), ("", "no ffmpeg on PATH", False)],
+    [
+        ("true", "no ffmpeg on PATH", True),
+        ("true", "triton is not installed", True),
+        ("true", "needs a GPU", False),
+        ("", "no ffmpeg on PATH", False),
+    ],
 )
 def test_in_ci_nothing_skips_for_want_of_what_ci_brings(python, tmp_path, where, ci, reason, fails):
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
