@@ -1,9 +1,9 @@
 """Batches for training and for evaluation: plans from the pure order, filled by worker processes.
 
 The main process walks the order and hands each worker a plan (which samples, which seeds); the worker returns a
-finished batch. Nothing depends on how many workers there are, and the position is the step that was consumed,
-which every batch carries. A lost sample is counted, logged once with its place, and replaced by a pure draw from
-the same corpus, with the substitute's own captions and identity.
+finished batch (workers.py, which outlives its workers). Nothing depends on how many there are, and the position is
+the step that was consumed, which every batch carries. A lost sample is counted, logged once with its place,
+remembered as bad, and replaced by a pure draw from the same corpus, with the substitute's own captions and identity.
 """
 
 import logging

@@ -11,6 +11,7 @@ fails is tried again from where it stopped. fsspec is imported when the first ad
 import asyncio
 import fcntl
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -214,8 +215,6 @@ def mirror(store: Store, card: str) -> tuple[Path, list[str]]:
 
 
 def _shards_of(store: Store, card: bytes) -> list[str]:
-    import json
-
     try:
         shards = json.loads(card)["shards"]
     except (ValueError, KeyError, TypeError) as error:
