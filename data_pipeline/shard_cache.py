@@ -58,7 +58,8 @@ class ShardCache:
 
     def used(self) -> int:
         """Bytes in the cache now, downloads in flight with their full size among them."""
-        return sum(size for _, size, _ in self._entries())
+        with self._lock(".lock"):
+            return self._count()
 
     def _fetch(self, path: Path, size: int, fill: Fill) -> None:
         part = part_name(path)
@@ -70,7 +71,8 @@ class ShardCache:
                 if file.tell() != size:
                     raise ValueError(f"{path.name}: {file.tell()} bytes were written, {size} were announced")
                 os.fsync(file.fileno())
-            part.replace(path)
+            with self._lock(".lock"):  # amid a count, a renamed file may be seen twice or not at all
+                part.replace(path)
         except BaseException:
             with self._lock(".lock"):
                 part.unlink(missing_ok=True)
@@ -129,8 +131,11 @@ class ShardCache:
             with suppress(BlockingIOError), self._lock(f".lock-{zlib.crc32(name.encode()) % LOCKS:02d}", wait=False):
                 part.unlink(missing_ok=True)
 
+    def _count(self) -> int:
+        return sum(size for _, size, _ in self._entries())
+
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """(last used, bytes, path) of whole entries and of those being fetched."""
+        """(last used, bytes, path) of whole entries and of those being fetched; the lock of the cache is held."""
         for entry in os.scandir(self.folder):
             if entry.is_file() and (not entry.name.startswith(".") or entry.name.endswith(".part")):
                 with suppress(FileNotFoundError):
@@ -140,9 +145,9 @@ class ShardCache:
     def _noted(self) -> int:
         """What the cache holds by its note, which each process counts anew once: a power cut may have spoilt it."""
         try:
-            noted = int((self.folder / ".total").read_text()) if self._counted else self.used()
+            noted = int((self.folder / ".total").read_text()) if self._counted else self._count()
         except (FileNotFoundError, ValueError):  # killed between its making and its writing
-            noted = self.used()
+            noted = self._count()
         self._counted = True
         return noted
 
