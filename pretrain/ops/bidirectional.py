@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.ops.bidirectional_operators import bidirectional_conv_forward, bidirectional_scan_forward
-from pretrain.ops.dispatch import CPU_TAPS, _check_scan, _expect, causal_conv1d, selective_scan
+from pretrain.ops.dispatch import CPU_TAPS, causal_conv1d, check_scan, expect, selective_scan
 from pretrain.ops.selection import choose_backend
 
 
@@ -38,9 +38,9 @@ def bidirectional_scan(
     The rows (u, delta, z) may be views with adjacent channels, B and C any views. ValueError on shapes that disagree.
     """
     u_BLD = ahead.u_BLD
-    _expect("the u of back", back.u_BLD, tuple(u_BLD.shape))
+    expect("the u of back", back.u_BLD, tuple(u_BLD.shape))
     for u, delta, A, B, C, D, bias in (ahead, back):
-        _check_scan(u, delta, A, B, C, D, z_BLD, bias)
+        check_scan(u, delta, A, B, C, D, z_BLD, bias)
     if choose_backend(backend, u_BLD.device.type, u_BLD.dtype) == "cpu" and u_BLD.numel():
         return _kernel_scans(ahead, back, z_BLD, delta_softplus)
     y_BLD = _one_scan(ahead, False, delta_softplus, backend) + _one_scan(back, True, delta_softplus, backend)
@@ -60,8 +60,8 @@ def bidirectional_conv1d(
 ) -> tuple[Tensor, Tensor]:
     """The causal convolution of both directions, `causal_conv1d` with and without `reverse`: ahead, back (B, L, D)."""
     for weight, bias in ((weight_DK, bias_D), (weight_b_DK, bias_b_D)):
-        _expect("weight", weight, (x_BLD.shape[2], weight_DK.shape[-1]))
-        _expect("bias", bias, (x_BLD.shape[2],))
+        expect("weight", weight, (x_BLD.shape[2], weight_DK.shape[-1]))
+        expect("bias", bias, (x_BLD.shape[2],))
     served = choose_backend(backend, x_BLD.device.type, x_BLD.dtype) == "cpu"
     if served and weight_DK.shape[1] == CPU_TAPS and x_BLD.numel():
         x, (bias, bias_b) = x_BLD.to(_row_type(x_BLD)), _floats(bias_D, bias_b_D)

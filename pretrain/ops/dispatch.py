@@ -73,7 +73,7 @@ def selective_scan(
     channels; B and C any views. The recurrence is float32 whatever the inputs are. ValueError on shapes that disagree,
     and for a gradient through the last state from mamba_ssm, which has none.
     """
-    _check_scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D)
+    check_scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D)
     arguments = (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, delta_softplus, reverse)
     chosen = choose_backend(backend, u_BLD.device.type, u_BLD.dtype)
     if chosen != "reference" and u_BLD.numel():
@@ -99,8 +99,8 @@ def causal_conv1d(
 
     x may be a view with adjacent channels, such as one half of a projection. See `reference.causal_conv1d`.
     """
-    _expect("weight", weight_DK, (x_BLD.shape[2], weight_DK.shape[-1]))
-    _expect("bias", bias_D, (x_BLD.shape[2],))
+    expect("weight", weight_DK, (x_BLD.shape[2], weight_DK.shape[-1]))
+    expect("bias", bias_D, (x_BLD.shape[2],))
     chosen = choose_backend(backend, x_BLD.device.type, x_BLD.dtype)
     serves = chosen == "triton" or (chosen == "cpu" and weight_DK.shape[1] == CPU_TAPS)  # mamba_ssm has none
     if not serves or not x_BLD.numel():
@@ -178,7 +178,7 @@ def _kernel_scan(
     return y.to(u.dtype), state
 
 
-def _check_scan(
+def check_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -188,19 +188,21 @@ def _check_scan(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
+    """ValueError where the shapes of a scan's inputs disagree."""
     if u.dim() != 3 or A.dim() != 2:
         raise ValueError(f"expected u as (B, L, D) and A as (D, N), got {tuple(u.shape)} and {tuple(A.shape)}")
     batch, length, channels = u.shape
     states = A.shape[1]
-    _expect("A", A, (channels, states))
+    expect("A", A, (channels, states))
     for name, rows in (("delta", delta), ("z", z)):
-        _expect(name, rows, (batch, length, channels))
+        expect(name, rows, (batch, length, channels))
     for name, coefficients in (("B", B), ("C", C)):
-        _expect(name, coefficients, (batch, length, states))
+        expect(name, coefficients, (batch, length, states))
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
-        _expect(name, vector, (channels,))
+        expect(name, vector, (channels,))
 
 
-def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+def expect(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    """ValueError unless the tensor, where there is one, has this shape."""
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")

@@ -11,7 +11,7 @@ import torch
 
 from pretrain.ops import Direction, backends, bidirectional_conv1d, bidirectional_scan, causal_conv1d, selective_scan
 from pretrain.ops.reference import sequential_scan
-from tests.pretrain import conv_cases
+from tests.pretrain import conv_cases, scan_cases
 from tests.pretrain.scan_cases import draw, run, worst_error
 
 BACKENDS = ["reference", "cpu"]
@@ -28,7 +28,8 @@ def draw_cases():
             yield (rng.randint(1, 3), length, channels, states, *(rng.random() < 0.6 for _ in range(4)))
 
 
-CASES = list(draw_cases())
+# and a number of states that no tile divides, and VideoMamba-Ti's own size
+CASES = [*draw_cases(), *scan_cases.CASES[6:]]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -42,7 +43,8 @@ def backend(request):
 def test_the_cases_cover_each_option_both_ways():
     for option in zip(*(case[4:] for case in CASES), strict=True):
         assert {True, False} == set(option)
-    assert all(case[2] % 16 for case in CASES)
+    assert {case[1] for case in CASES} >= set(LENGTHS)
+    assert {case[3] for case in CASES} >= set(STATES)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -171,6 +172,30 @@ def test_unknown_backend_is_named():
         causal_conv1d(torch.zeros(1, 4, 8), torch.zeros(8, 4), backend="cuda")
 
 
+def test_key_tells_sources_apart(monkeypatch, tmp_path):
+    toolchain = build.Toolchain("g++", (), "")
+    keys = {build.library_key(toolchain)}
+    monkeypatch.setattr(build, "SOURCES", shutil.copytree(build.SOURCES, tmp_path / "csrc"))
+    keys.add(build.library_key(toolchain))
+    assert len(keys) == 1, "where the sources lie is not part of the key"
+    with (tmp_path / "csrc" / "scan.h").open("a") as header:
+        header.write("// one more line\n")
+    assert build.library_key(toolchain) not in keys
+
+
+def test_the_library_does_not_know_python():
+    """One library for every version of Python: it asks torch and the system alone for what it needs."""
+    sources = "".join(path.read_text() for path in build.SOURCES.iterdir())
+    assert not re.search(r"#include <(Python|torch/extension|pybind11)", sources)
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler: install g++")
+    library = build.build().read_bytes()
+    assert not re.search(rb"\0_?Py[A-Za-z]*_\w+\0", library), "a symbol of Python's own"
+    assert b"\0libtorch_cpu" in library
+    for needed in (b"\0libpython", b"\0libtorch_python"):
+        assert needed not in library
+
+
 def test_key_tells_machines_apart(monkeypatch):
     def key(macros="", options=("-march=native",), compiler="g++"):
         return build.library_key(build.Toolchain(compiler, options, macros))
@@ -201,10 +226,10 @@ exec {compiler} {options} "$@"
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler: install g++")
 @pytest.mark.parametrize("options", ["-mavx2 -mfma -mf16c", "-msse2"])
 def test_other_vector_widths(options, compiler, cache):
-    """The numbers of test_ops_scan and test_ops_conv on kernels compiled for lesser CPUs."""
+    """The same numbers on kernels compiled for lesser CPUs."""
     compiler(LESSER_COMPILER.format(compiler=shutil.which("g++") or shutil.which("clang++"), options=options))
-    files = [str(ROOT / "tests" / "pretrain" / f"test_ops_{name}.py") for name in ("scan", "conv")]
-    chosen = ["-k", "kernel or grouped or finite or extreme or nan"]
+    files = [str(ROOT / "tests" / "pretrain" / f"test_ops_{name}.py") for name in ("agreement", "scan", "conv")]
+    chosen = ["-k", "cpu or finite or extreme or nan"]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, *files],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=500,
