@@ -2,10 +2,9 @@
 
 Rows are `WHAT/BATCHxLENGTHxCHANNELS`; milliseconds are forward and backward together unless the name says `forward`.
 
-    train, forward     selective_scan against the eager loop with autograd
+    train, forward     selective_scan against the eager loop with autograd, as Mamba's authors write it
     bf16               the same with bfloat16 u, delta and z, which the eager loop casts to float32
-    train-loop         against the recurrence as it is written down, which `eager` improves on (see baselines.py)
-    train-chunked, train-doubling    against the two quicker forms of the scan in plain PyTorch
+    train-unbound, train-chunked, train-doubling    against quicker forms of the scan in plain PyTorch (baselines.py)
     both               the fused scan of both directions against two single ones, gated and added
     conv               the fused convolution and SiLU of both directions against F.conv1d
     memory             what forward and backward hold at their peak above their inputs, each in a fresh process (Linux)
@@ -152,13 +151,12 @@ def _against_eager(shape: Shape, repeats: int) -> Iterator[Row]:
 
 def _against_pytorch(shape: Shape, repeats: int) -> Iterator[Row]:
     from pretrain.ops.quick_reference import chunked_scan
-    from pretrain.ops.reference import sequential_scan
-    from videomamba.baselines import doubling_scan
+    from videomamba.baselines import doubling_scan, unbound_scan
 
     inputs = Inputs.draw(shape)
     ours = _training(inputs.ours, inputs.leaves)
-    forms = {
-        "loop": partial(_first, sequential_scan, inputs.leaves),
+    forms: dict[str, Callable[[], Tensor]] = {
+        "unbound": partial(unbound_scan, *inputs.leaves),
         "chunked": partial(_first, chunked_scan, inputs.leaves),
     }
     if shape.batch * shape.length * shape.channels <= DOUBLING_MOST:

@@ -210,7 +210,7 @@ def test_bench_measures_and_writes_json(videomamba, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(result.read_text())
     assert told.keys() == {"bench", "device", "versions", "command", "rows"}
-    kinds = ("train", "bf16", "forward", "train-loop", "train-chunked", "train-doubling", "both", "conv", "memory")
+    kinds = ("train", "bf16", "forward", "train-unbound", "train-chunked", "train-doubling", "both", "conv", "memory")
     assert [row["name"] for row in told["rows"]] == [f"{kind}/2x257x128" for kind in kinds]
     assert {row["baseline_name"] for row in told["rows"][:3]} == {"eager"}
     for row in told["rows"]:
