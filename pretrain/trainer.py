@@ -38,6 +38,8 @@ from pretrain.tokenizer import train_tokenizer
 
 log = logging.getLogger(__name__)
 
+ECHO = 2.0  # seconds
+
 
 def train(config: PretrainConfig, fresh: bool = False) -> int:
     """Run `config` to its end, from where its folder says; returns the exit code (130 or 143 after a signal).
@@ -321,12 +323,19 @@ def note_losses(lost: LostCsv, step: int, batch: Batch, world: World) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the loop stops at a step's edge; a second one stops at once."""
+    """Collect SIGINT and SIGTERM, so that the loop stops at a step's edge; a second one stops at once.
+
+    One Ctrl-C may come twice, from the terminal to its whole process group and from the launcher, which passes it on:
+    what comes within ECHO seconds of the first is the first.
+    """
     received: list[int] = []
+    first = 0.0
 
     def take(number: int, _: Any) -> None:
-        if received:
+        nonlocal first
+        if received and time.monotonic() - first > ECHO:
             raise KeyboardInterrupt
+        first = first if received else time.monotonic()
         received.append(number)
 
     previous = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
