@@ -30,19 +30,19 @@ def eager_scan(
     z_BLD: Tensor,
     delta_bias_D: Tensor,
 ) -> Tensor:
-    """The selective scan as the authors of Mamba write it in PyTorch: all coefficients first, then a step a position.
+    """The selective scan as a loop over L, as the recurrence is written: coefficients, state and output of a position.
 
-    With softplus of delta, skip and gate; float32; y (B, L, D). Channels come last here, as everywhere in this project;
-    that costs the loop nothing. Source: state-spaces/mamba, selective_scan_interface.py, `selective_scan_ref`.
+    With softplus of delta, skip and gate; float32; y (B, L, D). Mamba's own `selective_scan_ref` makes all coefficients
+    first and takes them by index, whose backward pass writes zeros of all B L D N of them at every position: many times
+    slower still at long lengths. Source: state-spaces/mamba, selective_scan_interface.py.
     """
     delta_BLD = F.softplus(delta_BLD + delta_bias_D)
-    decay_BLDN = torch.exp(delta_BLD[..., None] * A_DN)
-    input_BLDN = (delta_BLD * u_BLD)[..., None] * B_BLN[:, :, None]
-    state_BDN = torch.zeros_like(decay_BLDN[:, 0])
+    state_BDN = u_BLD.new_zeros(u_BLD.shape[0], *A_DN.shape)
     outputs = []
     for t in range(u_BLD.shape[1]):
-        state_BDN = decay_BLDN[:, t] * state_BDN + input_BLDN[:, t]
-        outputs.append(torch.einsum("bdn,bn->bd", state_BDN, C_BLN[:, t]))
+        decay_BDN = torch.exp(delta_BLD[:, t, :, None] * A_DN)
+        state_BDN = decay_BDN * state_BDN + (delta_BLD[:, t] * u_BLD[:, t])[..., None] * B_BLN[:, t, None]
+        outputs.append((state_BDN * C_BLN[:, t, None]).sum(-1))
     return (torch.stack(outputs, dim=1) + D_D * u_BLD) * F.silu(z_BLD)
 
 
@@ -58,8 +58,8 @@ def unbound_scan(
 ) -> Tensor:
     """`eager_scan` made as quick as a loop with autograd becomes, so that the loop is measured and not its indexing.
 
-    Time comes first in memory, so that each step reads and writes contiguous blocks, and `unbind` takes the steps
-    apart, where the backward pass of an index writes zeros of the whole tensor at each step.
+    All coefficients come first, with time first in memory, so that each step reads and writes contiguous blocks, and
+    `unbind` takes the steps apart, which has no zeros to write in its backward pass.
     """
     delta_LBD = F.softplus(delta_BLD + delta_bias_D).transpose(0, 1).contiguous()
     decay_LBDN = torch.exp(delta_LBD.unsqueeze(-1) * A_DN)

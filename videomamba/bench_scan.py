@@ -2,7 +2,7 @@
 
 Rows are `WHAT/BATCHxLENGTHxCHANNELS`; milliseconds are forward and backward together unless the name says `forward`.
 
-    train, forward     selective_scan against the eager loop with autograd, as Mamba's authors write it
+    train, forward     selective_scan against the eager loop with autograd
     bf16               the same with bfloat16 u, delta and z, which the eager loop casts to float32
     train-unbound, train-chunked, train-doubling    against quicker forms of the scan in plain PyTorch (baselines.py)
     both               the fused scan of both directions against two single ones, gated and added
