@@ -177,6 +177,12 @@ def _explain(fault: ErrorDetails, count: int, schema: type[Frozen], name: str) -
         return ConfigError(f"{name}: unknown key '{path}'.{more}", cure)
     if fault["type"] == "missing":
         return ConfigError(f"{name}: the key '{path}' is missing.{more}", f"Add it, or give {path}=VALUE.")
+    if fault["type"] == "union_tag_invalid":
+        context = fault["ctx"]
+        field, valid = context["discriminator"].strip("'"), context["expected_tags"].replace("'", "").split(", ")
+        near = difflib.get_close_matches(context["tag"], valid, n=1, cutoff=0.4)
+        cure = f"Did you mean '{near[0]}'?" if near else f"Use one of {', '.join(valid)}."
+        return ConfigError(f"{name}: there is no {path}.{field} '{context['tag']}'.{more}", cure)
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":  # our own cross-field rules: already a cause and a cure
         return ConfigError(f"{name}: {path + ': ' if path else ''}{message}", more.strip())

@@ -68,8 +68,7 @@ def best_ranks(scores_QG: NDArray[Any], relevant_QG: NDArray[np.bool_], ties: Ti
 def choice_ranks(scores_VC: NDArray[Any], video_of_caption_C: NDArray[np.int64], answer_V: NDArray[np.int64]) -> Ranks:
     """The rank (V,) of each video's right caption among its own captions: 1 where multiple choice is answered right.
 
-    `answer_V` counts a video's captions from 0. Under ties: 1 with the probability of guessing right is not a rank,
-    so the mean place is given, which is above 1 and counts as wrong.
+    `answer_V` counts a video's captions from 0. A tie for the first place gives a mean above 1: wrong.
     """
     ranks_V = np.empty(len(answer_V), dtype=np.float64)
     for video, answer in enumerate(answer_V):

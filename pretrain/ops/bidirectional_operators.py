@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.ops.operators import CHUNK, NAMESPACE
+from pretrain.ops.operators import CHUNK, NAMESPACE, dense, or_nothing
 
 _DIRECTION = "Tensor u{0}, Tensor delta{0}, Tensor A{0}, Tensor B{0}, Tensor C{0}, Tensor? D{0}, Tensor? delta_bias{0}"
 _SCAN_INPUTS = f"{_DIRECTION.format('')}, {_DIRECTION.format('_b')}, Tensor? z, bool delta_softplus"
@@ -28,14 +28,6 @@ for _schema in _SCHEMAS:
     _library.define(_schema)
 
 
-def _dense(like: Tensor) -> Tensor:
-    return like.new_empty(like.shape)
-
-
-def _or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else _dense(tensor)
-
-
 def _stored(u: Tensor, A: Tensor, save_states: bool) -> Tensor:
     """The states kept for the backward pass: after every chunk but the last."""
     batch, length, channels = u.shape
@@ -45,12 +37,12 @@ def _stored(u: Tensor, A: Tensor, save_states: bool) -> Tensor:
 
 def _scan_forward_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     u, A, u_b, A_b, save_states = inputs[0], inputs[2], inputs[7], inputs[9], inputs[16]
-    return _dense(u), _stored(u, A, save_states), _stored(u_b, A_b, save_states)
+    return dense(u), _stored(u, A, save_states), _stored(u_b, A_b, save_states)
 
 
 def _scan_backward_shapes(*arguments: Any) -> list[Tensor]:
     A, tensors = arguments[5], arguments[3:18]
-    return [_or_nothing(x, A) for x in tensors]
+    return [or_nothing(x, A) for x in tensors]
 
 
 def _keep_scan_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -67,13 +59,13 @@ def _scan_gradients(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor
 
 
 def _conv_forward_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _dense(x), _dense(x)
+    return dense(x), dense(x)
 
 
 def _conv_backward_shapes(_: Tensor, __: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     x, weight, bias, weight_b, bias_b, _silu = inputs
-    offsets = (_or_nothing(bias, weight), _or_nothing(bias_b, weight))
-    return _dense(x), _dense(weight), offsets[0], _dense(weight_b), offsets[1]
+    offsets = (or_nothing(bias, weight), or_nothing(bias_b, weight))
+    return dense(x), dense(weight), offsets[0], dense(weight_b), offsets[1]
 
 
 def _keep_conv_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001

@@ -34,12 +34,14 @@ for _schema in _SCHEMAS:
     _library.define(_schema)
 
 
-def _dense(like: Tensor) -> Tensor:
+def dense(like: Tensor) -> Tensor:
+    """An empty tensor of this one's shape, with nothing between its rows."""
     return like.new_empty(like.shape)
 
 
-def _or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else _dense(tensor)
+def or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """The same for a tensor that may not be there: then one of no elements, of the type of `like`."""
+    return like.new_empty(0) if tensor is None else dense(tensor)
 
 
 def _scan_forward_shapes(u: Tensor, _: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,13 +49,13 @@ def _scan_forward_shapes(u: Tensor, _: Tensor, A: Tensor, *rest: Any) -> tuple[T
     batch, length, channels = u.shape
     states = A.shape[1]
     stored = (batch, (length + CHUNK - 1) // CHUNK - 1, states, channels) if save_states else (0,)
-    return _dense(u), A.new_empty((batch, channels, states) if last_state else (0,)), A.new_empty(stored)
+    return dense(u), A.new_empty((batch, channels, states) if last_state else (0,)), A.new_empty(stored)
 
 
 def _scan_backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     u, delta, A, B, C, D, z, delta_bias = arguments[3:11]
-    dense = tuple(_dense(x) for x in (u, delta, A, B, C))
-    return (*dense, _or_nothing(D, A), _or_nothing(z, A), _or_nothing(delta_bias, A))
+    always = tuple(dense(x) for x in (u, delta, A, B, C))
+    return (*always, or_nothing(D, A), or_nothing(z, A), or_nothing(delta_bias, A))
 
 
 def keep_scan_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -82,11 +84,11 @@ def scan_gradients(
 
 
 def _conv_forward_shapes(x: Tensor, *_: Any) -> Tensor:
-    return _dense(x)
+    return dense(x)
 
 
 def _conv_backward_shapes(_: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *__: Any) -> tuple[Tensor, ...]:
-    return _dense(x), _dense(weight), _or_nothing(bias, weight)
+    return dense(x), dense(weight), or_nothing(bias, weight)
 
 
 def keep_conv_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001

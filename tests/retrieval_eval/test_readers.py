@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import UserError
+from configs.errors import ConfigError, UserError
 from configs.loader import load_config, validate
 from retrieval_eval.benchmarks import Benchmark, load, stem
 from retrieval_eval.config import PUBLISHED, BenchmarkData, RetrievalConfig
@@ -172,6 +172,11 @@ def test_the_packaged_configs_hold_the_published_protocol(name: str) -> None:
     assert config.data.type == name
     assert config.rerank.top == 128
     assert {field: getattr(config.data, field) for field in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_a_set_that_is_not_known_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"there is no data.type 'msrvt'\. Did you mean 'msrvtt'\?"):
+        load_config("retrieval/msrvtt", RetrievalConfig, ["data.type=msrvt"])
 
 
 def test_a_choice_overrides_the_published_one() -> None:
