@@ -62,7 +62,7 @@ def pretrain(
 
 def _check(run: PretrainConfig, ranks: int) -> None:
     """Open everything that a run opens, build what it builds, and say what that is."""
-    from pretrain.trainer import describe
+    from pretrain.setup import describe
 
     for line in describe(run, ranks):
         typer.echo(line)
@@ -99,9 +99,9 @@ def teacher_cache(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from pretrain.setup import pick_device, set_threads
     from pretrain.sight import open_teacher
     from pretrain.teacher_cache import fill
-    from pretrain.trainer import pick_device, set_threads
 
     device = torch.device(pick_device(run))
     set_threads(run)

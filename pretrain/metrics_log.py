@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,42 +17,6 @@ from typing import Any, Self
 from data_pipeline.files import disk_errors, write_whole
 
 log = logging.getLogger(__name__)
-
-
-class Window:
-    """Sums over the steps since the last line, so that a line tells of all of them."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.clips = 0
-        self.waited = 0.0
-        self.began = time.perf_counter()
-        self.sums: defaultdict[str, float] = defaultdict(float)
-        self.counts: defaultdict[str, int] = defaultdict(int)
-
-    def add(self, values: dict[str, float], clips: int, waited: float) -> None:
-        """One step: what it measured (a value may be missing in some steps), its clips, its seconds of waiting."""
-        self.steps += 1
-        self.clips += clips
-        self.waited += waited
-        for name, value in values.items():
-            self.sums[name] += value
-            self.counts[name] += 1
-
-    def means(self) -> dict[str, float]:
-        """The mean of every value over the steps that had it."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-    def rates(self, ranks: int, steps_left: int) -> dict[str, float]:
-        """Seconds a step, clips a second, the share of waiting, and the seconds that are left."""
-        seconds = max(1e-9, time.perf_counter() - self.began)
-        return {
-            "step_s": seconds / max(1, self.steps),
-            "clips_per_s": self.clips / seconds,
-            "clips_per_s_device": self.clips / seconds / ranks,
-            "data_wait": self.waited / seconds,
-            "eta_s": steps_left * seconds / max(1, self.steps),
-        }
 
 
 class MetricsLog:

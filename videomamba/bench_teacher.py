@@ -29,8 +29,8 @@ def measure(run: "PretrainConfig", repeats: int) -> Iterator[Row]:
     from torch.nn import functional as F
 
     from data_pipeline.loader import TrainLoader
+    from pretrain.setup import pick_device, set_threads
     from pretrain.tasks import build_task
-    from pretrain.trainer import pick_device, set_threads
 
     assert run.teacher is not None  # the command's rule
     device = torch.device(pick_device(run))

@@ -10,7 +10,7 @@ import torch
 
 from configs.errors import UserError
 from data_pipeline.loader import TrainLoader
-from pretrain import trainer
+from pretrain import stopping, trainer
 from pretrain.optim import parameter_groups
 from pretrain.schedule import warmup_cosine
 from pretrain.tasks import Stage1, build_task
@@ -179,11 +179,11 @@ def test_every_line_tells_how_long_data_was_waited_for(runs, exact, monkeypatch)
 
 def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_stops(monkeypatch):
     clock = [10.0]
-    with trainer.stop_signals() as received:
-        monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
+    with stopping.stop_signals() as received:
+        monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
         for _ in range(2):  # from the terminal, and passed on by the launcher
             signal.raise_signal(signal.SIGINT)
         assert received[0] == signal.SIGINT
-        clock[0] += trainer.ECHO + 0.1
+        clock[0] += stopping.ECHO + 0.1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,73 @@
+"""A line of the log: what the steps since the last one measured, averaged (metrics_log.py says what a line holds)."""
+
+import resource
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from pretrain.config import PretrainConfig
+from pretrain.launch import World
+from pretrain.tasks import Task
+
+
+class Window:
+    """Sums over the steps since the last line, so that a line tells of all of them."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.clips = 0
+        self.waited = 0.0
+        self.began = time.perf_counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, values: dict[str, float], clips: int, waited: float) -> None:
+        """One step: what it measured (a value may be missing in some steps), its clips, its seconds of waiting."""
+        self.steps += 1
+        self.clips += clips
+        self.waited += waited
+        for name, value in values.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of every value over the steps that had it."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+    def rates(self, ranks: int, steps_left: int) -> dict[str, float]:
+        """Seconds a step, clips a second, the share of waiting, and the seconds that are left."""
+        seconds = max(1e-9, time.perf_counter() - self.began)
+        return {
+            "step_s": seconds / max(1, self.steps),
+            "clips_per_s": self.clips / seconds,
+            "clips_per_s_device": self.clips / seconds / ranks,
+            "data_wait": self.waited / seconds,
+            "eta_s": steps_left * seconds / max(1, self.steps),
+        }
+
+
+def record(
+    step: int, window: Window, rates: dict[str, float], task: Task, config: PretrainConfig, world: World
+) -> dict[str, Any]:
+    """A line of the log, as metrics_log.py describes it."""
+    means = window.means()
+    losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
+    return {
+        "step": step,
+        "loss": sum(losses.values()),
+        "losses": losses,
+        "metrics": {name: float(value) for name, value in task.metrics.items()},
+        "lr": rates,
+        "grad_norm": means["grad_norm"],
+        **window.rates(world.size, config.steps - step),
+        "memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most memory used so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

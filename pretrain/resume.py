@@ -1,0 +1,64 @@
+"""Where a run stands: saved at a step, found again, with the counters of what its data lost."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+from data_pipeline.loader import Batch, TrainLoader
+from data_pipeline.lost import LostCsv
+from pretrain import checkpoint, distributed
+from pretrain.config import PretrainConfig
+from pretrain.engine import Engine
+from pretrain.launch import World
+from pretrain.run_folder import RunFolder, run_digest
+from pretrain.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def resume(engine: Engine, folder: RunFolder) -> tuple[int, dict[str, Any] | None]:
+    """Load the newest whole checkpoint, if there is one; the step to go on from, and the loader's counters."""
+    found: list[Any] = [None]
+
+    def look() -> None:
+        found[0] = checkpoint.newest_whole(folder.path)
+
+    checkpoint.on_first(look)
+    newest = distributed.gather_objects(found[0])[0]
+    if newest is None:
+        return 0, None
+    step = checkpoint.restore(engine.deepspeed, newest)
+    log.info("going on from %s", newest)
+    return step, checkpoint.read_meta(newest).counters
+
+
+def save(config: PretrainConfig, task: Task, engine: Engine, loader: TrainLoader, world: World, step: int) -> None:
+    """A checkpoint at `step`; every rank calls this."""
+    meta = checkpoint.Meta(
+        step=step,
+        task=config.task,
+        config=run_digest(config),
+        ranks=world.size,
+        zero_stage=config.zero_stage,
+        model=task.meta,
+        counters=counters(loader),
+        versions=checkpoint.versions(),
+    )
+    checkpoint.save(engine.deepspeed, task.model, config, meta, task.preprocess, task.tokenizer_folder)
+
+
+def counters(loader: TrainLoader) -> dict[str, Any]:
+    """What all ranks together have seen, lost and found bad; after a resume rank 0 goes on counting from it."""
+    states = distributed.gather_objects(loader.state_dict())
+    lost: Counter[str] = Counter()
+    for state in states:
+        lost.update(state["lost"])
+    bad = sorted({tuple(sample) for state in states for sample in state["bad"]})
+    return {"seen": sum(state["seen"] for state in states), "lost": dict(lost), "bad": bad}
+
+
+def note_losses(lost: LostCsv, step: int, batch: Batch, world: World) -> None:
+    """Bring what all ranks lost in a step into the run's lost.csv; every rank calls this."""
+    by_rank = distributed.gather_objects(batch.losses)
+    if world.first:
+        lost.add(step, by_rank)

@@ -1,0 +1,78 @@
+"""What a run needs before its first step: its device, its threads, its tokenizer; and `--check`, which stops there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.errors import UserError
+from pretrain import checkpoint
+from pretrain.config import PretrainConfig, check_world
+from pretrain.run_folder import RunFolder
+from pretrain.tasks import build_task
+from pretrain.tokenizer import train_tokenizer
+
+
+def pick_device(config: PretrainConfig) -> str:
+    """cpu or cuda. Raises UserError if cuda is asked for and not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU here.", "Use device=cpu, or see `videomamba doctor`.")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def set_threads(config: PretrainConfig) -> None:
+    """Torch's threads for this rank: as the config or OMP_NUM_THREADS says, else the cores shared by the ranks here."""
+    if config.threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // here))
+
+
+def find_tokenizer(config: PretrainConfig, folder: RunFolder) -> Any:
+    """The folder of the run's tokenizer, trained by rank 0 from the corpora's captions where none is given."""
+    if config.text is None:
+        return None
+    if config.tokenizer is not None:
+        return Path(config.tokenizer)
+    own, vocab_size = folder.path / "tokenizer", config.text.vocab_size
+
+    def make() -> None:
+        if not own.is_dir():
+            from data_pipeline.shards import Corpus
+
+            captions = (
+                config.text_preprocess.clean_caption(caption)
+                for corpus in config.data.train
+                for meta in Corpus.open(corpus.path, config.data.remote).metas()
+                for caption in meta["captions"]
+            )
+            train_tokenizer(captions, own, vocab_size)
+
+    checkpoint.on_first(make)
+    return own
+
+
+def describe(config: PretrainConfig, ranks: int) -> list[str]:
+    """What the run would train on, built and opened as it would be but not started; UserError where it could not."""
+    from data_pipeline.loader import open_order
+
+    check_world(config, ranks)
+    RunFolder(config).check()
+    order = open_order(config.data, config.seed)
+    order.batch(0)
+    lines = [
+        f"{config.task}, {config.steps} steps of {config.data.batch} samples on {ranks} rank(s), {config.deepspeed}"
+    ]
+    lines += [f"corpus {corpus.name}: {corpus.size} {corpus.kind}s" for corpus in order.corpora]
+    if config.text is not None and config.tokenizer is None:
+        return [*lines, "the tokenizer will be trained from the captions when the run starts"]
+    task = build_task(config, torch.device("cpu"), None if config.tokenizer is None else Path(config.tokenizer))
+    lines += [
+        f"parameters {group['name']}: {sum(p.numel() for p in group['params']):,} ({group['method']}, "
+        f"lr {group['lr']:g}, weight decay {group['weight_decay']:g})"
+        for group in task.parameter_groups()
+    ]
+    return [*lines, "this run can start"]
