@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from configs.files import write_whole
 from data_pipeline.card_page import page
 from data_pipeline.columns import DEFAULTS
-from data_pipeline.files import write_whole
 from data_pipeline.ledger import Ledger
 from data_pipeline.shards import CARD
 

@@ -225,8 +225,8 @@ def info(
     if sheet is not None:
         import io
 
+        from configs.files import write_whole
         from data_pipeline.contact_sheet import contact_sheet
-        from data_pipeline.files import write_whole
         from data_pipeline.shards import Corpus
 
         png = io.BytesIO()

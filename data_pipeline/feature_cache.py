@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 
 Width = Literal["fp16", "int8"]
 

@@ -21,11 +21,11 @@ from typing import Any, cast
 from pydantic import Field
 
 from configs.errors import UserError
+from configs.files import disk_errors
 from configs.loader import Frozen
 from data_pipeline.card import BuildSummary, summarise, write_card
 from data_pipeline.columns import Columns
 from data_pipeline.crew import prepare_all
-from data_pipeline.files import disk_errors
 from data_pipeline.ledger import Done, Ledger, Loss, Planned
 from data_pipeline.outlets import InPlace, NewShards, Outlet
 from data_pipeline.planning import Progress, location, make_plan

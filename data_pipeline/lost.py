@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from data_pipeline.files import disk_errors, write_whole
+from configs.files import disk_errors, write_whole
 from data_pipeline.schema import LossReason, SampleError, Samples
 
 log = logging.getLogger(__name__)

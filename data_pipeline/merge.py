@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from configs.files import disk_errors, part_name, sync_folder
 from data_pipeline.card import BuildSummary, read_card, summarise, write_card
-from data_pipeline.files import disk_errors, part_name, sync_folder
 from data_pipeline.index import Member, read_index
 from data_pipeline.ingest import part_folder
 from data_pipeline.ledger import Ledger

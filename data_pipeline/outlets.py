@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from data_pipeline.files import disk_errors, write_whole
+from configs.files import disk_errors, write_whole
 from data_pipeline.index import Member, encode_index, key_of
 from data_pipeline.ledger import Done, Ledger, Loss, Planned
 from data_pipeline.schema import Sample

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.errors import UserError
+from configs.files import write_whole
 from data_pipeline.config import RemoteConfig
-from data_pipeline.files import write_whole
 from data_pipeline.retry import patiently
 from data_pipeline.shard_cache import ShardCache
 

@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 
 from configs.errors import UserError
-from data_pipeline.files import part_name
+from configs.files import part_name
 
 LOCKS = 64
 KEPT_SHARE = 0.9  # an eviction goes on to this share of the limit, so that the next ones need not look again

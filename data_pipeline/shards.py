@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import UserError
+from configs.files import disk_errors, part_name, sync_folder, write_whole
 from data_pipeline.config import RemoteConfig
-from data_pipeline.files import disk_errors, part_name, sync_folder, write_whole
 from data_pipeline.index import Member, ShardIndex, encode_index, read_index
 from data_pipeline.remote import RemoteShards, Store, cache_folder, is_address, mirror
 from data_pipeline.retry import DISK_ATTEMPTS, DISK_PAUSE, is_transient_disk, patiently

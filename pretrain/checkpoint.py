@@ -34,8 +34,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from configs.files import disk_errors, sync_folder, write_whole
 from configs.loader import Frozen, read_tree, to_yaml, validate
-from data_pipeline.files import disk_errors, sync_folder, write_whole
 from data_pipeline.preprocess import TextPreprocess, VisualPreprocess
 from pretrain import distributed
 from pretrain.config import PretrainConfig

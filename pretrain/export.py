@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.errors import UserError
-from data_pipeline.files import sync_folder
+from configs.files import sync_folder
 from data_pipeline.preprocess import TextPreprocess, VisualPreprocess
 from pretrain.checkpoint import Preprocess, load_model, read_meta, resolve, tokenizer_of, writing
 from pretrain.config import PretrainConfig

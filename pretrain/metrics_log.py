@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from data_pipeline.files import disk_errors, write_whole
+from configs.files import disk_errors, write_whole
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from configs.errors import UserError
+from configs.files import disk_errors, write_whole
 from configs.loader import digest, read_tree, to_yaml
-from data_pipeline.files import disk_errors, write_whole
 from pretrain.config import PretrainConfig
 
 OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "checkpoints", "tokenizer")

@@ -12,8 +12,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from configs.errors import UserError
+from configs.files import write_whole
 from configs.loader import load_config, to_yaml
-from data_pipeline.files import write_whole
 from retrieval_eval.config import RetrievalConfig, RetrievalData
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 from retrieval_eval.metrics import Ranks, measures
 
 RESULT, RANKS = "result.json", "ranks.npz"

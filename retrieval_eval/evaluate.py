@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
+from configs.files import write_whole
 from configs.loader import to_yaml
-from data_pipeline.files import write_whole
 from retrieval_eval import results
 from retrieval_eval.comparison import RESULT, write_ranks
 from retrieval_eval.config import BenchmarkData, RetrievalConfig

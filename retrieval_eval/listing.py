@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 from retrieval_eval.embed import ClipList
 from retrieval_eval.metrics import Ties, text_to_video_ranks
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 from retrieval_eval.charts import line_chart
 from retrieval_eval.report_data import Departure, LossCurve, LostClip, QueryStrips, ReportData, StepTime, Strip
 from retrieval_eval.report_table import headline, retrieval_tables

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import UserError
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 from retrieval_eval.approximate import Kind, Recall, build, recall, sample_rows
 from retrieval_eval.config import RetrievalData
 from retrieval_eval.embed import Tell, embed_clips, identity_of, quiet, read_clips

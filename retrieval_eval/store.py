@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
-from data_pipeline.files import disk_errors, sync_folder, write_whole
+from configs.files import disk_errors, sync_folder, write_whole
 
 IDENTITY = "identity.json"
 FORMAT = 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 from videomamba.bench_table import Row, report, row
 from videomamba.memory import alone, give_back_memory, peak_of
 

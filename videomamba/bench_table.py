@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.errors import UserError
-from data_pipeline.files import part_name, sync_folder
+from configs.files import part_name, sync_folder
 from pretrain import checkpoint
 from pretrain.checkpoint import ModelMeta
 from pretrain.models.config import VisionConfig

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.errors import UserError
-from data_pipeline.files import write_whole
+from configs.files import write_whole
 from videomamba.demo.plan import Plan, Step, make_steps
 from videomamba.memory import TreeMemory
 
