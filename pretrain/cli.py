@@ -11,6 +11,7 @@ from configs.loader import load_config, to_yaml
 from pretrain.config import PretrainConfig, check_inputs, check_world
 from pretrain.launch import find_world, launch
 from pretrain.run_folder import RunFolder
+from pretrain.stopping import forget_unfinished, listening
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -32,7 +33,10 @@ def pretrain(
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved config and leave.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what a run left in the out folder first.")] = False,
 ) -> None:
-    """Train stage 1 or stage 2 as a config says. The same command goes on where a run was interrupted."""
+    """Train stage 1 or stage 2 as a config says. The same command goes on where a run was interrupted.
+
+    SIGTERM, SIGUSR2 or a file called stop in the run folder have all ranks save after the next step and leave with 0.
+    """
     run = load_config(config, PretrainConfig, overrides or [])
     if print_config:
         typer.echo(to_yaml(run), nl=False)
@@ -46,6 +50,8 @@ def pretrain(
         _check(run, max(ranks, world.size))
         return
     folder = RunFolder(run)
+    if world.first:
+        forget_unfinished()
     if world.size == 1:
         if fresh:
             folder.clear()
@@ -55,9 +61,11 @@ def pretrain(
             return
     if ranks > 1:
         raise typer.Exit(launch(ranks, ["pretrain", config, *(overrides or [])]))
-    from pretrain.trainer import train
+    with listening() as heard:  # before torch is imported, which takes seconds
+        from pretrain.trainer import train
 
-    raise typer.Exit(train(run, fresh=fresh and world.size > 1))
+        code = train(run, fresh and world.size > 1, heard)
+    raise typer.Exit(code)
 
 
 def _check(run: PretrainConfig, ranks: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import UserError
+from pretrain.stopping import POLITE
 
 
 @dataclass(frozen=True)
@@ -93,31 +94,29 @@ def _first_host(nodes: str) -> str:
 def launch(ranks: int, arguments: Sequence[str]) -> int:
     """Start `ranks` local processes of `videomamba ARGUMENTS` and wait; returns the exit code of the run.
 
-    The first rank that fails ends the others; Ctrl-C and TERM are passed on, so that every rank can save.
+    The first rank that fails ends the others. Ctrl-C, TERM and USR2 are passed on, so that every rank can save: a
+    rank starts with the last two held back, and must let them in (`stopping.listening`) when it is ready for them.
     """
     port = free_port()
     command = [sys.executable, "-P", "-m", "videomamba", *arguments]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **rank_environment(World(rank, rank, ranks), "127.0.0.1", port)},
-            preexec_fn=_die_with_parent,
-        )
-        for rank in range(ranks)
-    ]
-    received: list[int] = []
+    processes: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _: Any) -> None:
-        received.append(number)
         for process in processes:
             # Ctrl-C in a terminal reaches the children by itself, as members of our process group.
             if process.poll() is None and not (number == signal.SIGINT and sys.stdin.isatty()):
                 process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, *POLITE)}
+    signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)  # what comes now is passed on when there are ranks to have it
     try:
+        for rank in range(ranks):
+            environment = {**os.environ, **rank_environment(World(rank, rank, ranks), "127.0.0.1", port)}
+            processes.append(subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE)
         return _wait(processes)
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE)
         for process in processes:
             if process.poll() is None:
                 process.kill()

@@ -3,6 +3,7 @@
 config.yaml    the resolved config; a run of another config is refused
 done.json      written last, when every step was taken
 .lock          held by rank 0 while it trains; the system lets go of it when the process dies
+stop           put there by somebody who wants the run to save and leave (stopping.py)
 log.jsonl, lost.csv, tensorboard/, checkpoints/, tokenizer/
 """
 
@@ -18,7 +19,7 @@ from configs.files import disk_errors, write_whole
 from configs.loader import digest, read_tree, to_yaml
 from pretrain.config import PretrainConfig
 
-OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "checkpoints", "tokenizer")
+OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "checkpoints", "tokenizer", "stop")
 
 FREE = (
     "out", "device", "threads", "micro_batch", "log", "checkpoint",

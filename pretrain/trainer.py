@@ -8,7 +8,6 @@ step, rank), so a resumed run needs nothing but the checkpoint.
 """
 
 import logging
-import signal
 import time
 
 import torch
@@ -27,26 +26,30 @@ from pretrain.resume import note_losses, resume, save
 from pretrain.run_folder import RunFolder, run_digest
 from pretrain.schedule import warmup_cosine
 from pretrain.setup import find_tokenizer, pick_device, set_threads
-from pretrain.stopping import stop_signals
+from pretrain.stopping import Signals, StopRequests, listening, tell_unfinished
 from pretrain.tasks import Task, build_task
 
 log = logging.getLogger(__name__)
 
 
-def train(config: PretrainConfig, fresh: bool = False) -> int:
-    """Run `config` to its end, from where its folder says; returns the exit code (130 or 143 after a signal).
+def train(config: PretrainConfig, fresh: bool = False, heard: Signals | None = None) -> int:
+    """Run `config` to its end, from where its folder says, or until it is asked to stop (stopping.py).
 
-    Every rank calls this. Raises UserError for what a user can mend, on every rank alike where one rank finds it.
+    Returns the exit code: 0, or 130 after a Ctrl-C. Every rank calls this. `heard` are signals that the caller has
+    been listening to. Raises UserError for what a user can mend, on every rank alike where one rank finds it.
     """
+    if heard is None:
+        with listening() as heard:
+            return train(config, fresh, heard)
     device = torch.device(pick_device(config))
     set_threads(config)
     world = distributed.init(device.type)
     check_world(config, world.size)
     with RunFolder(config) as folder:
-        return _run(config, device, world, folder) if _open(folder, fresh) else 0
+        return _run(config, device, world, folder, heard) if _open(folder, fresh) else 0
 
 
-def _run(config: PretrainConfig, device: torch.device, world: World, folder: RunFolder) -> int:
+def _run(config: PretrainConfig, device: torch.device, world: World, folder: RunFolder, heard: Signals) -> int:
     """Build everything, take the steps that are left, and say how it ended as an exit code."""
     task = build_task(config, device, find_tokenizer(config, folder))
     engine = Engine(config, task, world.size)
@@ -60,14 +63,16 @@ def _run(config: PretrainConfig, device: torch.device, world: World, folder: Run
     if world.first:
         lost.start(step)
     title = f"{config.task} {folder.path.name}"
-    with (
-        stop_signals() as received,
-        MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics,
-    ):
-        step = _loop(config, task, engine, loader, world, metrics, lost, received, step)
+    requests = StopRequests(heard, folder.path, world.first)
+    with MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics:
+        step, interrupted = _loop(config, task, engine, loader, world, metrics, lost, requests, step)
+    if world.first:
+        requests.obeyed()
     if step < config.steps:
-        log.warning("stopped by a signal at step %d of %d; the same command goes on from there", step, config.steps)
-        return 128 + received[0] if received else 128 + signal.SIGTERM
+        log.warning("asked to stop at step %d of %d; the same command goes on from there", step, config.steps)
+        if world.first and not interrupted:
+            tell_unfinished(folder.path, step, config.steps)
+        return 130 if interrupted else 0
     distributed.barrier()
     if world.first:
         folder.finish({"step": step, "config": run_digest(config), "ranks": world.size})
@@ -82,12 +87,13 @@ def _loop(
     world: World,
     metrics: MetricsLog,
     lost: LostCsv,
-    received: list[int],
+    requests: StopRequests,
     step: int,
-) -> int:
-    """Take steps until the end or a signal; returns the step reached, which is saved."""
+) -> tuple[int, bool]:
+    """Take steps until the end or a wish to stop; the step reached, which is saved, and whether by a Ctrl-C."""
     optim, every = config.optim, config.checkpoint.every_steps
-    window, stopping = Window(), False
+    window = Window()
+    stopping, interrupted = _agreed(requests)
     batches = iter(loader)
     while step < config.steps and not stopping:
         began = time.perf_counter()
@@ -100,7 +106,7 @@ def _loop(
         values = engine.backward(batch)
         norm = engine.gradient_norm()
         told = {
-            "stopping": bool(received),
+            **requests.told(),
             "lost": loader.lost.total(),
             "lost_here": len(batch.losses),
             "seen": loader.seen,
@@ -111,7 +117,8 @@ def _loop(
         engine.step(norm)
 
         step += 1
-        stopping = said.pop("stopping") > 0
+        interrupted = said.pop("interrupt") > 0
+        stopping = said.pop("stop") > 0 or interrupted
         lost_here, seen = int(said.pop("lost_here")), int(said.pop("seen"))
         if lost_here:  # the same number on every rank, so all of them gather, or none
             note_losses(lost, step - 1, batch, world)
@@ -123,7 +130,14 @@ def _loop(
             window = Window()
         if stopping or step == config.steps or (every is not None and step % every == 0):
             save(config, task, engine, loader, world, step)
-    return step
+    return step, interrupted
+
+
+def _agreed(requests: StopRequests) -> tuple[bool, bool]:
+    """Before the first step: whether any rank was asked to stop, and whether by a Ctrl-C."""
+    told = distributed.gather_objects(requests.told())
+    interrupted = any(one["interrupt"] for one in told)
+    return interrupted or any(one["stop"] for one in told), interrupted
 
 
 def _open(folder: RunFolder, fresh: bool) -> bool:

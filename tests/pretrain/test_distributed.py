@@ -179,22 +179,25 @@ def test_a_rank_that_dies_ends_the_others(fake_rank, tmp_path):
     assert not _alive(int((tmp_path / "0").read_text()))
 
 
-def test_ranks_have_what_they_need_and_get_the_signal(fake_rank, tmp_path):
-    command = fake_rank("""
-        def stop(*_):
-            sys.exit(143)
-        signal.signal(signal.SIGTERM, stop)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_ranks_have_what_they_need_and_get_the_signal(fake_rank, tmp_path, number):
+    """It is sent before a rank is ready for it; it waits for that, and kills nobody."""
+    command = fake_rank(f"""
         names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-        (here / f'{rank}.part').write_text(' '.join([*sys.argv[1:], *(os.environ[name] for name in names)]))
-        (here / f'{rank}.part').rename(here / rank)
+        (here / f'{{rank}}.part').write_text(' '.join([*sys.argv[1:], *(os.environ[name] for name in names)]))
+        (here / f'{{rank}}.part').rename(here / rank)
+        while {int(number)} not in signal.sigpending():
+            time.sleep(0.01)
+        signal.signal({int(number)}, lambda *_: sys.exit(9))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [{int(number)}])
         time.sleep(100)
     """)
     process = subprocess.Popen([*command, "pretrain", "x"], cwd=ROOT)
     deadline = time.monotonic() + 60
     while not all((tmp_path / rank).exists() for rank in "01") and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 9
     said = [(tmp_path / rank).read_text().split() for rank in "01"]
     assert [words[:8] for words in said] == [
         ["-P", "-m", "videomamba", "pretrain", "x", rank, rank, "2"] for rank in "01"

@@ -52,14 +52,17 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(runs, tree, s
 def test_two_ranks_equal_one_and_stop_by_a_signal(runs, tree, straight):
     config = runs.write(tree, "two")
     latest = runs.folder / "two" / "checkpoints" / "latest"
-    process = runs.start(config, "--ranks", "2")
-    runs.kill_when(process, latest, signal.SIGTERM)
-    assert process.returncode == 143
+    unfinished = runs.folder / "unfinished"
+    process = runs.start(config, "--ranks", "2", VIDEOMAMBA_UNFINISHED_FILE=str(unfinished))
+    runs.kill_when(process, latest, signal.SIGUSR2)
+    assert process.returncode == 0
+    assert json.loads(unfinished.read_text())["steps"] == 12
     stopped = runs.log("two")[-1]["step"]
     assert 4 <= stopped < 12
     assert latest.read_text() == f"step-{stopped:07d}\n"  # what was done is saved, whatever checkpoint.every_steps
-    resumed = runs.run(config, "--ranks", "2")
+    resumed = runs.run(config, "--ranks", "2", VIDEOMAMBA_UNFINISHED_FILE=str(unfinished))
     assert resumed.returncode == 0, resumed.stderr
+    assert not unfinished.exists()
     assert "Traceback" not in resumed.stderr
     ours, theirs = runs.log("two"), straight.log("one")
     assert [line["step"] for line in ours] == list(range(1, 13))

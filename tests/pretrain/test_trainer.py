@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from configs.errors import UserError
 from data_pipeline.loader import TrainLoader
-from pretrain import stopping, trainer
+from pretrain import trainer
 from pretrain.optim import parameter_groups
 from pretrain.schedule import warmup_cosine
 from pretrain.tasks import Stage1, build_task
@@ -175,15 +174,3 @@ def test_every_line_tells_how_long_data_was_waited_for(runs, exact, monkeypatch)
     assert trainer.train(runs.config(exact, "slow")) == 0
     for line in runs.log("slow"):
         assert 0.1 <= line["data_wait"] * line["step_s"] <= line["step_s"]
-
-
-def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_stops(monkeypatch):
-    clock = [10.0]
-    with stopping.stop_signals() as received:
-        monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
-        for _ in range(2):  # from the terminal, and passed on by the launcher
-            signal.raise_signal(signal.SIGINT)
-        assert received[0] == signal.SIGINT
-        clock[0] += stopping.ECHO + 0.1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ was and a changed one begins again.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,11 @@ def _run_step(step: Step, out: Path, console: Console) -> StepRecord:
     for command in step.commands:
         record.commands.append(" ".join(command))
         console.print(f"[dim]$ videomamba {' '.join(command)}[/]")
-        process = subprocess.Popen([sys.executable, "-P", "-m", "videomamba", *command])
+        unfinished = out / "steps" / f".{step.name}.unfinished"
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "videomamba", *command],
+            env={**os.environ, "VIDEOMAMBA_UNFINISHED_FILE": str(unfinished)},
+        )
         with TreeMemory(process.pid) as memory:
             code = _wait(process)
         record.peak_bytes = max(record.peak_bytes, memory.peak)
@@ -109,6 +114,13 @@ def _run_step(step: Step, out: Path, console: Console) -> StepRecord:
                 f"The step '{step.name}' failed: `videomamba {' '.join(command[:2])} ...` ended with exit code {code}; "
                 "its own message stands above.",
                 f"Mend that and run the demo again with --out {out}: finished steps are skipped.",
+                exit_code=1,
+            )
+        if unfinished.exists():
+            unfinished.unlink()
+            raise UserError(
+                f"The step '{step.name}' was asked to stop before its end, and saved.",
+                f"Run the demo again with --out {out}: it goes on from there.",
                 exit_code=1,
             )
     record.seconds = time.monotonic() - began
