@@ -22,6 +22,9 @@ COMMANDS = {
     "search": Entry("retrieval_eval.cli", "Find clips by a sentence in a folder of embeddings."),
     "export": Entry("retrieval_eval.cli", "Write the video and text encoders as folders that load elsewhere."),
     "import-released": Entry("pretrain.released.cli", "A published checkpoint as one of ours, strictly."),
+    "submit": Entry("slurm.cli", "Submit a run to Slurm: checked, snapshotted, restarted until it is done."),
+    "status": Entry("slurm.cli", "Where a submitted run is: queue, restarts, progress, the last error."),
+    "cancel": Entry("slurm.cli", "End a submitted run; it saves first."),
     "doctor": Entry("videomamba.doctor", "What this machine can run, and the command that mends the rest.", "doctor"),
     "bench": Entry("videomamba.bench", "Ours against a named baseline, interleaved: a table of medians."),
 }

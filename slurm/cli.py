@@ -1,0 +1,117 @@
+"""`videomamba submit`, `status` and `cancel`."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from configs.errors import ConfigError, UserError
+from configs.loader import find_config
+from slurm.cluster import ClusterProfile, load_cluster
+from slurm.job import Job, Resources, absolute, videomamba_command
+from slurm.render import render
+from slurm.snapshot import snapshot_code
+from slurm.submit import prepare, submit, test_only
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Run = Annotated[Path, typer.Argument(help="The run folder, the config's `out`.")]
+
+
+@app.command("submit", epilog="Example: videomamba submit stage1.yaml out=runs/stage1 --cluster mysite.yaml --nodes 4")
+def submit_config(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Assignments over the config, such as optim.lr=1e-4.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    cluster: Annotated[
+        str, typer.Option(help="Your site's YAML, or a packaged profile.", envvar="VIDEOMAMBA_CLUSTER")
+    ] = "",
+    nodes: Annotated[str, typer.Option(help="How many, or MIN-MAX: then a restart may take fewer.")] = "1",
+    gpus: Annotated[int | None, typer.Option(help="GPUs (and ranks) a node; the cluster's otherwise.", min=1)] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit of one attempt; the cluster's otherwise.")] = None,
+    after: Annotated[list[str] | None, typer.Option(help="Start when this job has succeeded (repeatable).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show the script, submit nothing.")] = False,
+) -> None:
+    """Submit a pretraining run to Slurm; it survives time limits, preemption, crashes and lost nodes."""
+    if not cluster:
+        raise UserError("No cluster is named.", "Give --cluster NAME or FILE, or set VIDEOMAMBA_CLUSTER.")
+    profile, (least, most) = load_cluster(cluster), _node_range(nodes)
+    asked = Resources(nodes=most, min_nodes=least, tasks_per_node=gpus, time=time)
+    pretrain = ("pretrain", str(find_config(config)), *(overrides or []))
+    resolved = _videomamba(*pretrain, "--print-config")
+    run = absolute(yaml.safe_load(resolved)["out"])
+    if (run / "done.json").is_file():
+        typer.echo(f"{run} is finished; nothing was submitted.", err=True)
+        return
+    for count in range(least, most + 1):
+        said = _videomamba(*pretrain, "--check", "--ranks", str(count * asked.tasks_on(profile)))
+        typer.echo(said, err=True, nl=False)
+    job = make_job(profile, run, asked, tuple(after or []))
+    if dry_run:
+        typer.echo(render(job, profile), nl=False)
+        typer.echo(test_only(render(job, profile)), err=True)
+        return
+    work = prepare(run)
+    (work / "config.yaml").write_text(resolved, encoding="utf-8")
+    number = submit(job, profile, snapshot_code(work / "code"))
+    typer.echo(number)
+    typer.echo(f"Look with: videomamba status {run}\nRead with: tail -f {work}/logs/latest/rank0.log", err=True)
+
+
+def make_job(cluster: ClusterProfile, run: Path, asked: Resources, after: tuple[str, ...] = ()) -> Job:
+    """The job that trains what RUN/slurm/config.yaml says, with the packages in RUN/slurm/code."""
+    return Job(
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", run.name),
+        command=videomamba_command(cluster, "pretrain", str(run / "slurm" / "config.yaml")),
+        run=run,
+        workdir=absolute(Path.cwd()),
+        code=run / "slurm" / "code",
+        resources=asked,
+        after=after,
+    )
+
+
+def _node_range(nodes: str) -> tuple[int, int]:
+    least, dash, most = nodes.partition("-")
+    if not (least.isdigit() and (not dash or most.isdigit())) or int(least) < 1 or (dash and int(most) < int(least)):
+        raise ConfigError(f"--nodes is '{nodes}'.", "Give a number, or two as in 2-4.")
+    return int(least), int(most or least)
+
+
+def _videomamba(*arguments: str) -> str:
+    """What one of our commands prints, run beside this one; its words and its exit code where it refuses."""
+    # Submitting from inside a job is allowed, and is no rank of that job.
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "videomamba", *arguments], stdout=subprocess.PIPE, text=True, env=alone
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    return done.stdout
+
+
+@app.command("status", epilog="Example: videomamba status runs/stage1")
+def status(run: Run) -> None:
+    """Where a submitted run is: queue, restarts, progress, and the last error."""
+    from slurm.status import describe
+
+    for line in describe(absolute(run)):
+        typer.echo(line)
+
+
+@app.command("cancel", epilog="Example: videomamba cancel runs/stage1")
+def cancel(
+    run: Run, now: Annotated[bool, typer.Option("--now", help="Do not let it save what it has first.")] = False
+) -> None:
+    """End a submitted run; it saves first, and can be submitted again."""
+    from slurm.status import cancel as end
+
+    for line in end(absolute(run), now):
+        typer.echo(line)
