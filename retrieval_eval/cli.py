@@ -1,6 +1,7 @@
 """`videomamba eval`, `embed`, `search` and `export`; torch is imported only when the work begins."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +15,8 @@ from typer.core import TyperGroup
 from configs.errors import UserError
 from configs.files import write_whole
 from configs.loader import load_config, to_yaml
-from retrieval_eval.config import RetrievalConfig, RetrievalData
+from data_pipeline.sources import Part
+from retrieval_eval.config import RetrievalConfig, RetrievalData, Stage
 
 if TYPE_CHECKING:
     from retrieval_eval.embed import Tell
@@ -64,8 +66,18 @@ def evaluate(
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved config and leave.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make the embeddings in the out folder again.")] = False,
+    ranks: Annotated[int, typer.Option(help="Share the work among so many processes of this machine.", min=1)] = 1,
+    only: Annotated[
+        Stage | None, typer.Option(help="Stop after this stage; the evaluation without --only takes what is there.")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="With --only: this share of the stage, as in 3/16.")] = None,
 ) -> None:
-    """Zero-shot retrieval of a stage-2 checkpoint, both directions, with its controls: a table and result.json."""
+    """Zero-shot retrieval of a stage-2 checkpoint, both directions, with its controls: a table and result.json.
+
+    The same command goes on where it was interrupted. Ranks of torchrun and srun share the work too; parts of an
+    array share nothing but the out folder: all of `--only embed --part i/n`, then all of `--only rerank --part i/n`,
+    then the command without both.
+    """
     run = load_config(config, RetrievalConfig, overrides or [])
     if print_config:
         typer.echo(to_yaml(run), nl=False)
@@ -80,15 +92,31 @@ def evaluate(
         found = open_set(run.data)
         typer.echo("\n".join(found.lines()))
         raise typer.Exit(1 if found.missing else 0)
+    share = _share(part, only, fresh)
+    if only == "rerank" and not run.rerank.top:
+        raise UserError("rerank.top is 0, so there is nothing to re-rank.", "Leave --only rerank out.")
     _must_exist(Path(run.checkpoint), "checkpoint", "Give checkpoint= the folder of a stage-2 run.")
+    if "RANK" in os.environ and ranks > 1:
+        raise UserError("--ranks starts ranks, but this process is one already (RANK is set).", "Leave --ranks out.")
     from retrieval_eval import evaluate as evaluation
 
     if check:
         for line in evaluation.check(run):
             typer.echo(line)
         return
-    with _progress() as tell:
-        result = evaluation.evaluate(run, fresh, tell)
+    if ranks > 1:
+        options = [("--only", only), ("--part", part)]
+        flags = [word for name, value in options if value is not None for word in (name, value)]
+        flags += ["--fresh"] if fresh else []
+        raise typer.Exit(_launch(ranks, ["eval", "run", config, *(overrides or []), *flags]))
+    from retrieval_eval.ranks import crew
+
+    with crew(share) as ours, _progress(ours.first) as tell:
+        result = evaluation.run_stages(run, fresh, tell, only, ours)
+        if result is None:
+            if ours.first:
+                typer.echo(f"{only} of part {share.index}/{share.count} is done: {Path(run.out) / 'embeddings'}")
+            return
     from retrieval_eval import summary
 
     Console().print(summary.table(result))
@@ -196,14 +224,33 @@ def _must_exist(path: Path, what: str, cure: str) -> None:
         raise UserError(f"There is no {what} {path}.", cure)
 
 
+def _share(part: str | None, only: Stage | None, fresh: bool) -> Part:
+    """The part that was asked for; UserError where it makes no sense."""
+    if part is None:
+        return Part()
+    if only is None:
+        raise UserError("--part is a share of one stage.", "Give --only embed or --only rerank with it.")
+    if fresh:
+        raise UserError("--fresh would remove what the other parts made.", "Remove the embeddings folder before them.")
+    return Part.parse(part)
+
+
+def _launch(ranks: int, arguments: list[str]) -> int:
+    """A command as so many ranks, which share the cores of this machine."""
+    from pretrain.launch import launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    return launch(ranks, arguments)
+
+
 @contextmanager
-def _progress() -> "Iterator[Tell]":
+def _progress(shown: bool = True) -> "Iterator[Tell]":
     """A bar a kind of work on a terminal, nothing elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
         bars: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ from data_pipeline.preprocess import TextRule
 
 Control = Literal["shuffled", "single"]
 KeyRule = Literal["name", "stem"]
+Stage = Literal["embed", "rerank"]
 Paragraph = Literal["none", "file", "number", "start"]
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -84,11 +85,11 @@ class BenchmarkData(Frozen):
 class RerankConfig(Frozen):
     """Re-ranking by the cross-modal decoder: the first `top` of each query, both ways; 0 leaves it out.
 
-    `pairs` is how many texts are scored with one clip at once, a bound on memory that changes no result.
+    `words` is how many words of texts are scored with one clip at once, a bound on memory that changes no result.
     """
 
     top: int = Field(128, ge=0)
-    pairs: int = Field(256, ge=1)
+    words: int = Field(8192, ge=1)
     controls: bool = False
     """Re-rank the controls too; they are scored by the dual encoder in any case."""
 
@@ -106,6 +107,8 @@ class RetrievalConfig(Frozen):
     checkpoint: str
     data: Annotated[RetrievalData | BenchmarkData, Field(discriminator="type")]
     out: str
+    chunk: int = Field(32, ge=1)
+    """Clips whose embeddings are kept as one piece: the unit that ranks and parts share, and what a kill loses."""
     batch: int = Field(32, ge=1)
     text_batch: int = Field(256, ge=1)
     rerank: RerankConfig = RerankConfig()

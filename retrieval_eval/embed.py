@@ -1,17 +1,17 @@
-"""A corpus to one vector a clip and one a text, with what re-ranking needs, into a store.
+"""Clips of a corpus to one vector each, with the patch tokens that re-ranking needs, into a store, chunk by chunk.
 
 Clips are decoded once for all views: the clip itself, its frames in a drawn, wrong order, and its middle frame
-repeated (the same frames that EvalLoader's controls give). Equal texts are encoded once, so that equal texts have
-equal scores.
+repeated (the same frames that EvalLoader's controls give).
 
-V clips, C captions, U different texts, B batch, T frames, N patch tokens, L words, D widths, E joint width.
+V clips, B batch, T frames, N patch tokens, D width, E joint width.
 """
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -23,16 +23,17 @@ from configs.errors import UserError
 from data_pipeline.frames import shuffled_order
 from data_pipeline.loader import Batch, EvalLoader
 from data_pipeline.schema import Kind, Samples
-from pretrain.tokenizer import tokenize
-from retrieval_eval.decoder import PairScorer
+from data_pipeline.sources import Part
+from retrieval_eval.chunks import ChunkRows, Chunks
 from retrieval_eval.encoders import Encoders
-from retrieval_eval.store import RowWriter, Store, read_rows
+from retrieval_eval.store import CHUNK, RowWriter, Store, count_rows
 
 log = logging.getLogger(__name__)
 
 View = Literal["clips", "clips-shuffled", "clips-single"]
 Tell = Callable[[str, int, int], None]
-VECTORS, TOKENS, STATES = "vectors.npy", "tokens.f16", "states.f32"
+VECTORS, TOKENS, CLIPS = "vectors.npy", "tokens.f16", "clips.json"
+EVERYTHING = Part()
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
@@ -55,33 +56,6 @@ class ClipList:
         return [caption for captions in chosen for caption in captions], owner_C.astype(np.int64)
 
 
-@dataclass(frozen=True)
-class TextStates:
-    """What re-ranking starts from: `states_ULD` float32 (memory-mapped) and the words of each text."""
-
-    states_ULD: NDArray[np.float32]
-    lengths_U: NDArray[np.int64]
-
-    def take(self, texts_P: NDArray[np.int64], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """States (P, L, D) of some texts and their mask (P, L), cut at the longest of them."""
-        lengths_P = self.lengths_U[texts_P]
-        longest = min(int(lengths_P.max()), self.states_ULD.shape[1])
-        states = torch.from_numpy(np.ascontiguousarray(self.states_ULD[texts_P, :longest]))
-        mask_PL = torch.arange(longest)[None] < torch.from_numpy(lengths_P)[:, None]
-        return states.to(device), mask_PL.to(device)
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """The different texts of some captions: `text_of_C[c]` is the row of caption c."""
-
-    texts: list[str]
-    text_of_C: NDArray[np.int64]
-    vectors_UE: NDArray[np.float32]
-    cut: int
-    """How many of the texts had more tokens than the checkpoint reads."""
-
-
 def embed_clips(
     encoders: Encoders,
     corpus: Samples,
@@ -93,40 +67,65 @@ def embed_clips(
     seed: int = 0,
     tell: Tell = quiet,
     kind: Kind = "video",
+    part: Part = EVERYTHING,
 ) -> None:
-    """Write the pieces `views` that the store does not hold yet, those of `with_tokens` with their patch tokens.
+    """Write the chunks of the pieces `views` that the store lacks, those of `with_tokens` with their patch tokens.
 
-    Raises UserError if no clip can be read, or a value is not finite.
+    With a `part` only that share of the chunks. Raises UserError if a value is not finite.
     """
-    missing = [view for view in views if not store.has(view, *_files(view in with_tokens))]
-    if not missing:
+    chunks = Chunks(len(corpus), store.chunk)
+    mine = [chunk for chunk in range(len(chunks)) if part.has_turn(chunk)]
+    missing = {chunk: _missing(store, chunks, chunk, views, with_tokens) for chunk in mine}
+    todo = [chunk for chunk in mine if missing[chunk]]
+    if not todo:
         log.info("embeddings of the clips are there (%s)", store.folder)
         return
-    loader = EvalLoader(corpus, encoders.visual, batch, workers, kind=kind, seed=seed)
+    spans = [span for chunk in todo for span in chunks.batches(chunk, batch)]
+    loader = EvalLoader(corpus, encoders.visual, batch, workers, kind=kind, seed=seed, spans=spans)
+    sizes = {chunk: stop - start for chunk in mine for start, stop in [chunks.span(chunk)]}
+    done = sum(sizes[chunk] for chunk in mine if chunk not in todo)
+    batches = iter(loader)
+    for chunk in todo:
+        reads = islice(batches, len(chunks.batches(chunk, batch)))
+        pieces = {view: chunks.piece(view, chunk) for view in missing[chunk]}
+        _embed_chunk(encoders, store, pieces, with_tokens, reads)
+        done += sizes[chunk]
+        tell("clips", done, sum(sizes.values()))
+
+
+def _missing(
+    store: Store, chunks: Chunks, chunk: int, views: Sequence[View], with_tokens: Sequence[View]
+) -> list[View]:
+    return [view for view in views if not store.has(chunks.piece(view, chunk), *_files(view in with_tokens))]
+
+
+def _embed_chunk(
+    encoders: Encoders,
+    store: Store,
+    pieces: Mapping[View, str],
+    with_tokens: Sequence[View],
+    reads: Iterable[Batch],
+) -> None:
+    """Write the pieces of one chunk, by view, from its batches."""
     with ExitStack() as stack:
-        pieces = {view: stack.enter_context(store.writing(view)) for view in missing}
+        folders = {view: stack.enter_context(store.writing(piece)) for view, piece in pieces.items()}
         tokens = {
-            view: stack.enter_context(RowWriter(pieces[view] / TOKENS, np.float16))
-            for view in missing
+            view: stack.enter_context(RowWriter(folder / TOKENS, np.float16))
+            for view, folder in folders.items()
             if view in with_tokens
         }
-        vectors: dict[str, list[Tensor]] = {view: [] for view in missing}
+        vectors: dict[View, list[Tensor]] = {view: [torch.empty(0, encoders.width)] for view in folders}
         clips = ClipList([], [], [], [])
-        for read in loader:
+        for read in reads:
             _note(clips, read)
-            for view in missing if len(read) else ():
+            for view in folders if len(read) else ():
                 made = encoders.clips(seen_as(view, read))
                 vectors[view].append(made.vectors_BE.float().cpu())
                 if view in tokens:
                     tokens[view].write(_half(made.patches_BND))
-            tell("clips", int(read.step + 1) * batch, len(corpus))
-        if not clips.keys:
-            raise UserError(
-                f"Not one clip of {corpus.folder} could be read.", "Run `videomamba data verify` on it.", exit_code=1
-            )
-        for view in missing:
-            np.save(pieces[view] / VECTORS, _finite(torch.cat(vectors[view]), "clip vectors"))
-            (pieces[view] / "clips.json").write_text(json.dumps(clips.__dict__))
+        for view, folder in folders.items():
+            np.save(folder / VECTORS, finite(torch.cat(vectors[view]), "clip vectors"))
+            (folder / CLIPS).write_text(json.dumps(clips.__dict__))
 
 
 def seen_as(view: View, batch: Batch) -> Tensor:
@@ -141,61 +140,42 @@ def seen_as(view: View, batch: Batch) -> Tensor:
     return frames_BCTHW
 
 
-def embed_texts(
-    encoders: Encoders, captions: list[str], store: Store, with_states: bool, batch: int = 256, tell: Tell = quiet
-) -> TextTable:
-    """Write the piece `texts` for the different captions, cleaned, unless the store holds it; returns it."""
-    cleaned = [encoders.text.clean_caption(caption) for caption in captions]
-    texts, text_of_C = np.unique(np.array(cleaned, dtype=object).astype(str), return_inverse=True)
-    words = texts.tolist()
-    if not (store.has("texts", *_files(False, with_states)) and _listed(store)["texts"] == words):
-        _write_texts(encoders, words, store, with_states, batch, tell)
-    vectors_UE = np.load(store.path("texts", VECTORS))
-    return TextTable(words, text_of_C.reshape(-1).astype(np.int64), vectors_UE, _listed(store)["cut"])
-
-
-def _write_texts(encoders: Encoders, texts: list[str], store: Store, with_states: bool, batch: int, tell: Tell) -> None:
-    ids_UL, mask_UL = tokenize(encoders.tokenizer, texts, encoders.text.max_tokens)
-    lengths_U = mask_UL.sum(1)
-    encoders.tokenizer.no_truncation()
-    cut = sum(len(encoding.ids) > encoders.text.max_tokens for encoding in encoders.tokenizer.encode_batch(texts))
-    scorer = PairScorer(encoders.model) if with_states else None
-    vectors: list[Tensor] = []
-    with store.writing("texts") as piece, ExitStack() as stack:
-        rows = stack.enter_context(RowWriter(piece / STATES, np.float32)) if scorer else None
-        for start in range(0, len(texts), batch):
-            made = encoders.tokens(ids_UL[start : start + batch], mask_UL[start : start + batch])
-            vectors.append(made.vectors_BE.float().cpu())
-            if scorer is not None and rows is not None:
-                with torch.inference_mode():
-                    rows.write(scorer.start(made.hidden_BLD, made.mask_BL).float().cpu().numpy())
-            tell("texts", min(start + batch, len(texts)), len(texts))
-        np.save(piece / VECTORS, _finite(torch.cat(vectors), "text vectors"))
-        listed = {"texts": texts, "lengths": lengths_U.tolist(), "cut": cut}
-        (piece / "texts.json").write_text(json.dumps(listed))
-
-
 def read_clips(store: Store, view: View = "clips") -> tuple[ClipList, NDArray[np.float32]]:
-    """The clips of a view and their vectors (V, E)."""
-    return ClipList(**json.loads(store.path(view, "clips.json").read_text())), np.load(store.path(view, VECTORS))
+    """The clips of a view and their vectors (V, E); UserError where a chunk is missing, or no clip could be read."""
+    pieces = whole(store, view, VECTORS, CLIPS)
+    clips = ClipList([], [], [], [])
+    for piece in pieces:
+        for name, values in json.loads(store.path(piece, CLIPS).read_text()).items():
+            getattr(clips, name).extend(values)
+    if not clips.keys:
+        raise UserError(
+            f"Not one of the {len(clips.lost)} clips could be read (the first: {clips.lost[0]['detail']}).",
+            "Run `videomamba data verify` on them, then this again with --fresh.",
+            exit_code=1,
+        )
+    return clips, np.concatenate([np.load(store.path(piece, VECTORS)) for piece in pieces])
 
 
-def read_tokens(store: Store, view: View = "clips") -> NDArray[np.float16]:
-    """Patch tokens (V, N, D) of a view, memory-mapped."""
-    return read_rows(store.path(view, TOKENS))
+def read_tokens(store: Store, view: View = "clips") -> ChunkRows:
+    """Patch tokens (V, N, D) of a view, memory-mapped, a clip at a time."""
+    paths = [store.path(piece, TOKENS) for piece in whole(store, view, TOKENS)]
+    return ChunkRows(paths, [count_rows(path) for path in paths])
 
 
-def read_states(store: Store) -> TextStates:
-    """What re-ranking starts from."""
-    return TextStates(read_rows(store.path("texts", STATES)), np.array(_listed(store)["lengths"], dtype=np.int64))
+def whole(store: Store, view: View, *names: str) -> list[str]:
+    """The pieces of a view, all of them; UserError where one is not there."""
+    pieces = Chunks(int(store.identity["samples"]), store.chunk).pieces(view)
+    absent = sum(not store.has(piece, *names) for piece in pieces)
+    if absent:
+        raise UserError(
+            f"{absent} of {len(pieces)} pieces of {store.folder / view} are not there.",
+            "Run every part of `videomamba eval CONFIG --only embed` first, or the evaluation without --only.",
+        )
+    return pieces
 
 
-def _files(tokens: bool, states: bool = False) -> tuple[str, ...]:
-    return (VECTORS, *([TOKENS] if tokens else []), *([STATES] if states else []))
-
-
-def _listed(store: Store) -> dict[str, Any]:
-    return dict(json.loads(store.path("texts", "texts.json").read_text()))
+def _files(tokens: bool) -> tuple[str, ...]:
+    return (VECTORS, CLIPS, *([TOKENS] if tokens else []))
 
 
 def _note(clips: ClipList, batch: Batch) -> None:
@@ -218,13 +198,14 @@ def _half(patches_BND: Tensor) -> NDArray[np.float16]:
     return half.cpu().numpy()
 
 
-def _finite(vectors: Tensor, what: str) -> NDArray[np.float32]:
+def finite(vectors: Tensor, what: str) -> NDArray[np.float32]:
+    """As an array; UserError where a value is not finite."""
     if not torch.isfinite(vectors).all():
         raise UserError(f"Some {what} are not finite.", "Look at the losses of that checkpoint.", exit_code=1)
     return vectors.numpy()
 
 
-def identity_of(encoders: Encoders, corpus: Samples, seed: int) -> dict[str, Any]:
+def identity_of(encoders: Encoders, corpus: Samples, seed: int, chunk: int = CHUNK) -> dict[str, Any]:
     """What a store of this checkpoint and corpus is called by."""
     return {
         "checkpoint": encoders.digest,
@@ -232,6 +213,8 @@ def identity_of(encoders: Encoders, corpus: Samples, seed: int) -> dict[str, Any
         "visual": encoders.visual.digest,
         "text": encoders.text.digest,
         "corpus": corpus.digest[:16],
+        "samples": len(corpus),
+        "chunk": chunk,
         "precision": encoders.precision,
         "seed": seed,
     }

@@ -89,6 +89,11 @@ class Encoders:
         }
         return digest({"files": files, "model": self.meta.model.model_dump(mode="json")})
 
+    @property
+    def width(self) -> int:
+        """Numbers in a vector of the joint space."""
+        return int(self.model.config.embed)
+
     def clips(self, frames_BCTHW: Tensor) -> Clips:
         """Encode uint8 frames as the loader gives them."""
         model = self.model

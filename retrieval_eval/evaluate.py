@@ -1,12 +1,13 @@
 """Zero-shot retrieval of one checkpoint on one corpus, from shards to result.json.
 
 `out` gets result.json (the numbers and every choice behind them), queries.jsonl (a line a query: what was found),
-ranks.npz (every query's rank, to compare results by), row.md (to paste) and embeddings/ (see store.py). The files
-appear whole; an evaluation that was killed goes on where it was.
+ranks.npz (every query's rank, to compare results by), row.md (to paste) and embeddings/ (see store.py).
+
+The work has three stages: embedding and re-ranking, which write pieces that any number of processes share, and
+measuring, which reads them. Each takes what it finds, so an evaluation that was killed goes on where it was.
 """
 
 import json
-import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,33 +21,24 @@ from configs.files import write_whole
 from configs.loader import to_yaml
 from retrieval_eval import results
 from retrieval_eval.comparison import RESULT, write_ranks
-from retrieval_eval.config import BenchmarkData, RetrievalConfig
+from retrieval_eval.config import BenchmarkData, RetrievalConfig, Stage
 from retrieval_eval.decoder import PairScorer
-from retrieval_eval.embed import (
-    Tell,
-    TextTable,
-    View,
-    embed_clips,
-    embed_texts,
-    identity_of,
-    quiet,
-    read_clips,
-    read_states,
-    read_tokens,
-)
+from retrieval_eval.embed import EVERYTHING, Tell, View, embed_clips, identity_of, quiet, read_clips, read_tokens
 from retrieval_eval.encoders import Encoders
-from retrieval_eval.index import FlatIndex
+from retrieval_eval.index import FlatIndex, Vectors
 from retrieval_eval.listing import write_listing
+from retrieval_eval.matches import Reranking
 from retrieval_eval.protocol import describe
-from retrieval_eval.rerank import Candidates, rerank
+from retrieval_eval.ranks import Crew
+from retrieval_eval.rerank import Candidates, joined, match_clip
 from retrieval_eval.results import VIEWS, Scores
 from retrieval_eval.store import Store
 from retrieval_eval.summary import ROW, markdown
 from retrieval_eval.testset import TestSet, answers, open_set
-
-log = logging.getLogger(__name__)
+from retrieval_eval.texts import TextPlan, embed_texts, read_states, read_texts
 
 QUERIES, EMBEDDINGS = "queries.jsonl", "embeddings"
+ALONE = Crew(EVERYTHING)
 
 
 def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -> dict[str, Any]:
@@ -55,46 +47,145 @@ def evaluate(config: RetrievalConfig, fresh: bool = False, tell: Tell = quiet) -
     `fresh` removes embeddings that are there. Raises UserError for a folder that is no corpus or no stage-2
     checkpoint, and for embeddings of another checkpoint, corpus or choice in `out`.
     """
-    began = time.perf_counter()
-    found, encoders = _open(config)
-    views = _views(config, found)
-    store = Store(Path(config.out) / EMBEDDINGS, identity_of(encoders, found.corpus, config.seed), fresh)
-    write_whole(Path(config.out) / "config.yaml", to_yaml(config).encode())
-    top = config.rerank.top
-    reranked: list[View] = [] if not top else [*views] if config.rerank.controls else ["clips"]
-    embed_clips(
-        encoders, found.corpus, store, views, reranked, config.batch, config.data.workers, config.seed, tell, found.kind
-    )
-    clips, _ = read_clips(store)
-    captions, owner_C = clips.queries(found.captions)
-    texts = embed_texts(encoders, captions, store, bool(top), config.text_batch, tell)
-    embedded = time.perf_counter()
-    of_own = None if found.answers is None else (texts.text_of_C, owner_C)
-    scores = {view: _score(config, encoders, store, texts, view, view in reranked, of_own, tell) for view in views}
-    scored = time.perf_counter()
-    made, ranks = results.tables(config, scores, texts.text_of_C, owner_C, answers(found, clips))
-    result = {
-        "protocol": describe(config, encoders, found, clips, texts, captions),
-        "status": "partial" if clips.lost else "complete",
-        "columns": results.columns(config),
-        "results": made,
-        "chance": results.chance(len(clips.keys), owner_C),
-        "missing": clips.lost,
-        "seconds": {
-            "embed": round(embedded - began, 2),
-            "score": round(scored - embedded, 2),
-            "measure": round(time.perf_counter() - scored, 2),
-        },
-        "pairs_reranked": sum(one.pairs for one in scores.values()),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    main = scores["clips"]
-    write_listing(Path(config.out) / QUERIES, clips, captions, owner_C, texts.text_of_C, main.dual_VU, main.t2v_VU,
-                  config.listed, config.ties)  # fmt: skip
-    write_ranks(Path(config.out), ranks)
-    write_whole(Path(config.out) / ROW, markdown(result).encode())
-    write_whole(Path(config.out) / RESULT, json.dumps(result, indent=2, ensure_ascii=False).encode())
+    result = run_stages(config, fresh, tell)
+    assert result is not None  # one process measures
     return result
+
+
+def run_stages(
+    config: RetrievalConfig,
+    fresh: bool = False,
+    tell: Tell = quiet,
+    only: Stage | None = None,
+    crew: Crew = ALONE,
+) -> dict[str, Any] | None:
+    """`evaluate` among others: `crew` says which share of the pieces is this process's, `only` stops after a stage.
+
+    Returns None where nothing was measured: after `only` a stage, and on every rank but the first.
+    """
+    began = time.perf_counter()
+    work = _Work(config, fresh, tell, crew)
+    if only != "rerank":
+        work.embed()
+        crew.wait()
+    embedded = time.perf_counter()
+    if only == "embed":
+        return None
+    if work.reranked:
+        work.rerank()
+        crew.wait()
+    if only == "rerank" or not crew.first:
+        return None
+    return work.measure({"embed": embedded - began, "rerank": time.perf_counter() - embedded})
+
+
+class _Work:
+    """One evaluation on this process: what it reads, and its stages."""
+
+    def __init__(self, config: RetrievalConfig, fresh: bool, tell: Tell, crew: Crew) -> None:
+        self.config, self.tell, self.part = config, tell, crew.part
+        self.found, self.encoders = _open(config)
+        self.views = _views(config, self.found)
+        top = config.rerank.top
+        self.reranked: list[View] = [] if not top else [*self.views] if config.rerank.controls else ["clips"]
+        self.scorer = PairScorer(self.encoders.model) if top else None
+        identity = identity_of(self.encoders, self.found.corpus, config.seed, config.chunk)
+        folder = Path(config.out) / EMBEDDINGS
+        if crew.first:
+            self.store = Store(folder, identity, fresh)
+            if self.part.index == 1:
+                write_whole(Path(config.out) / "config.yaml", to_yaml(config).encode())
+        crew.wait()
+        if not crew.first:
+            self.store = Store(folder, identity)
+        self.plan = TextPlan(self.encoders, self.found.all_captions())
+
+    def embed(self) -> None:
+        """The chunks of clips and of texts that are this process's."""
+        config = self.config
+        embed_clips(
+            self.encoders, self.found.corpus, self.store, self.views, self.reranked, config.batch,
+            config.data.workers, config.seed, self.tell, self.found.kind, self.part,
+        )  # fmt: skip
+        embed_texts(
+            self.encoders, self.plan, self.store, bool(config.rerank.top), config.text_batch, self.tell, self.part
+        )
+
+    def read(self) -> None:
+        """What all processes embedded: clips, captions and texts."""
+        self.clips, _ = read_clips(self.store)
+        self.captions, self.owner_C = self.clips.queries(self.found.captions)
+        self.texts = read_texts(self.plan, self.captions, self.store)
+
+    def rerank(self) -> None:
+        """The chunks of match scores that are this process's, view by view."""
+        self.read()
+        states = read_states(self.plan, self.texts, self.store)
+        for view in self.reranked:
+            tokens = read_tokens(self.store, view)
+
+            def match(clip: int, texts_M: NDArray[np.int64], tokens: Any = tokens) -> Vectors:
+                assert self.scorer is not None
+                return match_clip(
+                    tokens, clip, texts_M, states, self.scorer, self.config.rerank.words, self.encoders.device,
+                    self.encoders.precision,
+                )  # fmt: skip
+
+            self.reranking(view).score(match, lambda done, total: self.tell("re-ranking", done, total), self.part)
+
+    def reranking(self, view: View) -> Reranking:
+        """Which pairs of a view are re-ranked: of multiple choice each clip's own, else the first by dual score."""
+        _, clips_VE = read_clips(self.store, view)
+        own = self.found.answers is not None
+        top, text_of_C, owner_C = self.config.rerank.top, self.texts.text_of_C, self.owner_C
+
+        def make() -> Candidates:
+            if own:
+                return Candidates.own(text_of_C, owner_C, len(clips_VE))
+            return Candidates.by_dual(clips_VE, self.texts.vectors_UE, top)
+
+        choices = {"top": None if own else top, "texts": self.texts.texts, "clips": self.clips.index}
+        return Reranking.plan(self.store, view, choices, make, (len(clips_VE), len(self.texts.texts)))
+
+    def score(self, view: View) -> Scores:
+        """Scores of a view, re-ranked where that was asked for."""
+        _, clips_VE = read_clips(self.store, view)
+        dual_VU = np.ascontiguousarray(FlatIndex(clips_VE).scores(self.texts.vectors_UE).T)
+        temperature = float(self.encoders.model.temp.detach()) if self.config.dual_softmax else None
+        if view not in self.reranked:
+            return Scores(dual_VU, temperature=temperature)
+        asked = self.reranking(view)
+        made = joined(dual_VU, asked.read(), asked.t2v_VU, asked.v2t_VU)
+        return Scores(dual_VU, made.t2v_VU, made.v2t_VU, made.pairs, temperature)
+
+    def measure(self, seconds: dict[str, float]) -> dict[str, Any]:
+        """From the pieces to result.json and what stands beside it."""
+        began, config, out = time.perf_counter(), self.config, Path(self.config.out)
+        self.read()
+        clips, texts = self.clips, self.texts
+        scores = {view: self.score(view) for view in self.views}
+        right = answers(self.found, clips)
+        made, ranks = results.tables(config, scores, texts.text_of_C, self.owner_C, right)
+        main = scores["clips"]
+        write_listing(out / QUERIES, clips, self.captions, self.owner_C, texts.text_of_C, main.dual_VU, main.t2v_VU,
+                      config.listed, config.ties)  # fmt: skip
+        write_ranks(out, ranks)
+        seconds |= {"measure": time.perf_counter() - began}
+        result = {
+            "protocol": describe(config, self.encoders, self.found, clips, texts, self.captions),
+            "status": "partial" if clips.lost else "complete",
+            "columns": results.columns(config),
+            "results": made,
+            "chance": results.chance(len(clips.keys), self.owner_C),
+            "missing": clips.lost,
+            "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
+            "pairs_reranked": sum(one.pairs for one in scores.values()),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_whole(out / ROW, markdown(result).encode())
+        write_whole(out / RESULT, json.dumps(result, indent=2, ensure_ascii=False).encode())
+        self.store.sweep()
+        return result
 
 
 def check(config: RetrievalConfig) -> list[str]:
@@ -131,38 +222,3 @@ def _views(config: RetrievalConfig, found: TestSet) -> list[View]:
             "Give controls=[].",
         )
     return ["clips", *(VIEWS[control] for control in config.controls)]
-
-
-def _score(
-    config: RetrievalConfig,
-    encoders: Encoders,
-    store: Store,
-    texts: TextTable,
-    view: View,
-    again: bool,
-    of_own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
-    tell: Tell,
-) -> Scores:
-    """Scores of a view, re-ranked if `again`; `of_own` (text and clip of each caption) asks for those pairs alone."""
-    _, clips_VE = read_clips(store, view)
-    dual_VU = np.ascontiguousarray(FlatIndex(clips_VE).scores(texts.vectors_UE).T)
-    temperature = float(encoders.model.temp.detach()) if config.dual_softmax else None
-    if not again:
-        return Scores(dual_VU, temperature=temperature)
-    candidates = (
-        Candidates.by_dual(clips_VE, texts.vectors_UE, config.rerank.top)
-        if of_own is None
-        else Candidates.own(*of_own, len(clips_VE))
-    )
-    made = rerank(
-        dual_VU,
-        candidates,
-        read_tokens(store, view),
-        read_states(store),
-        PairScorer(encoders.model),
-        config.rerank.pairs,
-        encoders.device,
-        encoders.precision,
-        lambda done: tell("re-ranking", done, len(dual_VU)),
-    )
-    return Scores(dual_VU, made.t2v_VU, made.v2t_VU, made.pairs, temperature)

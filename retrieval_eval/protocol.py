@@ -5,9 +5,10 @@ from typing import Any
 
 from configs.loader import digest
 from retrieval_eval.config import RetrievalConfig
-from retrieval_eval.embed import ClipList, TextTable
+from retrieval_eval.embed import ClipList
 from retrieval_eval.encoders import Encoders
 from retrieval_eval.testset import TestSet
+from retrieval_eval.texts import TextTable
 
 
 def describe(

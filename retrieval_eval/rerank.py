@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from configs.errors import UserError
 from retrieval_eval.decoder import PairScorer
-from retrieval_eval.embed import TextStates
 from retrieval_eval.index import FlatIndex, Vectors
+from retrieval_eval.texts import Rows, TextStates
 
 Positions = NDArray[np.int64]
+WORDS = 8192
+"""Words of a clip's texts that are scored at once: what bounds the memory, and changes no score but by rounding."""
 
 
 class Reranked(NamedTuple):
@@ -63,35 +65,60 @@ class Candidates(NamedTuple):
 def rerank(
     dual_VU: Vectors,
     candidates: Candidates,
-    tokens_VND: NDArray[np.float16],
+    tokens_VND: Rows,
     states: TextStates,
     scorer: PairScorer,
-    batch: int = 256,
+    words: int = WORDS,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     tell: Callable[[int], None] = lambda _: None,
 ) -> Reranked:
-    """Score every candidate pair, `batch` texts of one clip at a time; `tell` hears how many clips are done.
+    """Score every candidate pair, `words` words of one clip's texts at a time; `tell` hears how many clips are done.
 
     Raises UserError if a score is not finite.
     """
     t2v_VU, v2t_VU = candidates.marked(*dual_VU.shape)
-    wanted_VU = t2v_VU | v2t_VU
     match_VU = np.full(dual_VU.shape, np.nan, dtype=np.float32)
+    for clip, wanted_U in enumerate(t2v_VU | v2t_VU):
+        texts_M = np.flatnonzero(wanted_U)
+        match_VU[clip, texts_M] = match_clip(tokens_VND, clip, texts_M, states, scorer, words, device, precision)
+        tell(clip + 1)
+    return joined(dual_VU, match_VU, t2v_VU, v2t_VU)
+
+
+def match_clip(
+    tokens_VND: Rows,
+    clip: int,
+    texts_M: Positions,
+    states: TextStates,
+    scorer: PairScorer,
+    words: int = WORDS,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+) -> Vectors:
+    """Match scores (M,) of some texts with one clip, whose tokens are read, and keys and values made, once.
+
+    The texts are taken by their length, as many at once as `words` words hold, so that little padding is computed.
+    """
+    match_M = np.empty(len(texts_M), dtype=np.float32)
+    if not len(texts_M):
+        return match_M
+    order_M = np.argsort(states.lengths_U[texts_M], kind="stable")
     kind = torch.device(device).type
     with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-        for place in range(len(dual_VU)):
-            texts_M = np.flatnonzero(wanted_VU[place])
-            if len(texts_M):
-                clip = scorer.look(torch.from_numpy(np.array(tokens_VND[place])).to(device).float())
-                match_VU[place, texts_M] = torch.cat(
-                    [scorer.score(*states.take(part, device), clip) for part in _parts(texts_M, batch)]
-                ).cpu()
-            tell(place + 1)
-    bad = int((~np.isfinite(match_VU[wanted_VU])).sum())
+        seen = scorer.look(torch.from_numpy(np.array(tokens_VND[clip])).to(device).float())
+        for part in _parts(order_M, states.lengths_U[texts_M], words):
+            match_M[part] = scorer.score(*states.take(texts_M[part], device), seen).cpu().numpy()
+    bad = int((~np.isfinite(match_M)).sum())
     if bad:
         raise UserError(f"{bad} match scores are not finite.", "Look at the losses of that checkpoint.", exit_code=1)
-    return Reranked(in_order(dual_VU, match_VU, t2v_VU), in_order(dual_VU, match_VU, v2t_VU), int(wanted_VU.sum()))
+    return match_M
+
+
+def joined(dual_VU: Vectors, match_VU: Vectors, t2v_VU: NDArray[np.bool_], v2t_VU: NDArray[np.bool_]) -> Reranked:
+    """The final scores of both directions, each with its own candidates."""
+    pairs = int((t2v_VU | v2t_VU).sum())
+    return Reranked(in_order(dual_VU, match_VU, t2v_VU), in_order(dual_VU, match_VU, v2t_VU), pairs)
 
 
 def in_order(dual_VU: Vectors, match_VU: Vectors, chosen_VU: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -102,6 +129,10 @@ def in_order(dual_VU: Vectors, match_VU: Vectors, chosen_VU: NDArray[np.bool_]) 
     return np.where(chosen_VU, match_VU, dual_VU.astype(np.float64) + below)
 
 
-def _parts(texts_M: Positions, batch: int) -> Iterator[Positions]:
-    for start in range(0, len(texts_M), batch):
-        yield texts_M[start : start + batch]
+def _parts(order_M: Positions, lengths_M: Positions, words: int) -> Iterator[Positions]:
+    """`order_M`, by growing length, cut where the longest times their number would pass `words`."""
+    start = 0
+    for stop in range(1, len(order_M) + 1):
+        if stop == len(order_M) or (stop + 1 - start) * lengths_M[order_M[stop]] > words:
+            yield order_M[start:stop]
+            start = stop

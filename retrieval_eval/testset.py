@@ -36,6 +36,20 @@ class TestSet:
         """The entries without a medium, and why; a corpus in shards has none."""
         return self.corpus.missing if isinstance(self.corpus, BenchmarkCorpus) else {}
 
+    def all_captions(self) -> list[str]:
+        """The captions of every entry that are queries by the policy, readable or not; no medium is decoded."""
+        if isinstance(self.corpus, BenchmarkCorpus):
+            of_each = [entry.captions for entry in self.corpus.entries]
+        else:
+            of_each = [self._captions(i) for i in range(len(self.corpus))]
+        return [caption for one in of_each for caption in (one if self.captions == "all" else one[:1])]
+
+    def _captions(self, i: int) -> tuple[str, ...]:
+        try:
+            return tuple(c for c in map(str, self.corpus.read_meta(i)["captions"]) if c.strip())
+        except SampleError:  # counted where the clip itself is read
+            return ()
+
     def lines(self) -> list[str]:
         """What was found, for people: the data of an evaluation before it begins."""
         if not isinstance(self.corpus, BenchmarkCorpus):

@@ -96,9 +96,9 @@ def _rerank(size: Size) -> Iterator[Row]:
     import torch
 
     from retrieval_eval.decoder import PairScorer
-    from retrieval_eval.embed import TextStates
     from retrieval_eval.rerank import Candidates, rerank
     from retrieval_eval.store import RowWriter, read_rows
+    from retrieval_eval.texts import TextStates
     from videomamba.baselines import match_pair_by_pair
 
     model, clips, words = _decoder(), size.pairs_clips, 24

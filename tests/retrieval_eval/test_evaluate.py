@@ -19,11 +19,13 @@ from pretrain.checkpoint import load_model
 from pretrain.models.joint import JointModel
 from pretrain.tokenizer import load_tokenizer, tokenize
 from retrieval_eval.config import RetrievalConfig
-from retrieval_eval.embed import embed_clips, embed_texts, identity_of, read_clips, read_states, seen_as
+from retrieval_eval.decoder import PairScorer
+from retrieval_eval.embed import embed_clips, identity_of, read_clips, seen_as
 from retrieval_eval.encoders import Encoders
 from retrieval_eval.evaluate import evaluate
 from retrieval_eval.listing import read_listing
 from retrieval_eval.store import Store
+from retrieval_eval.texts import TextPlan, embed_texts, read_states, read_texts
 
 CONTROLS = {"clips": "normal", "clips-shuffled": "shuffled", "clips-single": "repeated"}
 
@@ -143,7 +145,7 @@ def test_finished_pieces_are_used_again(
     folder = tmp_path / "again"
     shutil.copytree(out, folder)
     before = json.loads((folder / "result.json").read_text())
-    shutil.rmtree(folder / "embeddings" / "texts")  # as if killed before the texts were done
+    shutil.rmtree(next((folder / "embeddings").glob("texts-*")))  # as if killed before the texts were done
     (folder / "result.json").unlink()
     monkeypatch.setattr("retrieval_eval.embed.EvalLoader", None)  # decoding once more would fail
     after = evaluate(config(run_folder, clips, folder, rerank={"top": 3, "controls": True}))
@@ -165,7 +167,7 @@ def test_a_killed_pass_leaves_nothing_half_written(
     run_folder: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoders, corpus = Encoders.load(run_folder, "cpu"), Corpus.open(clips)
-    store = Store(tmp_path / "store", identity_of(encoders, corpus, 0))
+    store = Store(tmp_path / "store", identity_of(encoders, corpus, 0, chunk=4))
     calls = iter(range(100))
 
     def stop(*_: object) -> None:
@@ -174,8 +176,13 @@ def test_a_killed_pass_leaves_nothing_half_written(
 
     with pytest.raises(KeyboardInterrupt):
         embed_clips(encoders, corpus, store, ["clips", "clips-single"], ["clips"], batch=4, tell=stop)
-    assert [path.name for path in store.folder.iterdir()] == ["identity.json"]
+    for view in ("clips", "clips-single"):
+        assert sorted(path.name for path in (store.folder / view).iterdir()) == ["000000", "000001"]
+    with pytest.raises(UserError, match=r"2 of 4 pieces of .*/clips are not there"):
+        read_clips(store)
+    made = (store.folder / "clips/000001/vectors.npy").stat().st_mtime_ns
     embed_clips(encoders, corpus, store, ["clips", "clips-single"], ["clips"], batch=4)
+    assert (store.folder / "clips/000001/vectors.npy").stat().st_mtime_ns == made, "what was there is taken"
     assert len(read_clips(store)[0].keys) == len(read_clips(store, "clips-single")[1]) == 13
 
 
@@ -189,7 +196,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_piece(run_folder: Path, clips
             embed_clips(encoders, corpus, store, ["clips"], ["clips"], batch=4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in store.folder.iterdir()] == ["identity.json"]
+    assert list(store.folder.glob("*/*")) == []
 
 
 def test_the_first_captions_alone(run_folder: Path, clips: Path, tmp_path: Path) -> None:
@@ -203,11 +210,20 @@ def test_equal_texts_are_encoded_once_and_cut_ones_counted(run_folder: Path, tmp
     encoders = Encoders.load(run_folder, "cpu")
     store = Store(tmp_path / "store", {"checkpoint": encoders.digest})
     captions = ["Red moves.", "blue goes left", "red  moves", "red " * 30]
-    table = embed_texts(encoders, captions, store, with_states=True)
+    plan = TextPlan(encoders, [*captions, "a caption of a clip that cannot be read"])
+    embed_texts(encoders, plan, store, with_states=True)
+    table = read_texts(plan, captions, store)
     cleaned = ["red moves", "blue goes left", "red moves", ("red " * 30).strip()]
     assert [table.texts[row] for row in table.text_of_C] == cleaned
     assert (len(table.texts), table.cut) == (3, 1)
-    assert read_states(store).lengths_U.max() == 12
+    states = read_states(plan, table, store)
+    assert states.lengths_U.max() == 12
+    for row, text in enumerate(table.texts):
+        alone = encoders.texts([text])
+        assert np.allclose(table.vectors_UE[row], alone.vectors_BE[0], atol=1e-6)
+        with torch.inference_mode():
+            started = PairScorer(encoders.model).start(alone.hidden_BLD, alone.mask_BL)[0, : states.lengths_U[row]]
+        assert np.allclose(states.take(np.array([row]))[0][0], started, atol=1e-5)
 
 
 def test_a_stage_1_checkpoint_is_refused(clips: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

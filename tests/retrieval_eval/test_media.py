@@ -90,7 +90,7 @@ def test_the_sets_token_limit_decides_and_is_bounded_by_the_model(
     evaluate(config(run_folder, folder, folder, tmp_path / "long", max_tokens=30))
     evaluate(config(run_folder, folder, folder, tmp_path / "short", max_tokens=5))
     stores = [tmp_path / name / "embeddings" for name in ("long", "short")]
-    texts = [np.load(store / "texts/vectors.npy") for store in stores]
+    texts = [np.load(next(store.glob("texts-*/000000/vectors.npy"))) for store in stores]
     assert len({read_identity(store)["text"] for store in stores}) == 2
     assert not np.allclose(texts[0], texts[1])
     with pytest.raises(UserError, match="up to 77 tokens, the checkpoint's text tower 32"):
@@ -101,7 +101,7 @@ def test_only_the_first_seconds_are_seen(run_folder: Path, folder: Path, tmp_pat
     """The clips last 1.5 s at 8 frames a second; of half a second there are four frames, all of which are seen."""
     evaluate(config(run_folder, folder, folder, tmp_path / "whole"))
     evaluate(config(run_folder, folder, folder, tmp_path / "part", first_seconds=0.5))
-    whole, part = (np.load(tmp_path / name / "embeddings/clips/vectors.npy") for name in ("whole", "part"))
+    whole, part = (np.load(tmp_path / name / "embeddings/clips/000000/vectors.npy") for name in ("whole", "part"))
     assert not np.allclose(whole, part)
     encoders = Encoders.load(run_folder, "cpu")
     file = decode_video((folder / "clip001.mp4").read_bytes(), lambda n, seconds: np.arange(4))

@@ -9,9 +9,9 @@ import torch
 
 from configs.errors import UserError
 from retrieval_eval.decoder import PairScorer
-from retrieval_eval.embed import TextStates
 from retrieval_eval.encoders import Encoders
 from retrieval_eval.rerank import Candidates, in_order, rerank
+from retrieval_eval.texts import TextStates
 
 TEXTS = ["a red square moves left", "blue", "take 3: white goes right", "green moves", "a white square moves left"]
 
@@ -47,8 +47,8 @@ def _states(encoders: Encoders) -> TextStates:
     return TextStates(started.numpy(), texts.mask_BL.sum(1).numpy())
 
 
-@pytest.mark.parametrize("batch", [1, 2, 64])
-def test_scores_and_order_equal_a_loop_over_pairs(encoders: Encoders, batch: int) -> None:
+@pytest.mark.parametrize("words", [1, 20, 8192])
+def test_scores_and_order_equal_a_loop_over_pairs(encoders: Encoders, words: int) -> None:
     generator = np.random.default_rng(0)
     tokens_VND = generator.standard_normal((7, 12, 32)).astype(np.float16)
     dual_VU = generator.standard_normal((7, len(TEXTS))).astype(np.float32)
@@ -57,7 +57,7 @@ def test_scores_and_order_equal_a_loop_over_pairs(encoders: Encoders, batch: int
     top = 2
     clips_UK, texts_VK = np.argsort(-dual_VU.T, axis=1)[:, :top], np.argsort(-dual_VU, axis=1)[:, :top]
     made = rerank(
-        dual_VU, Candidates(clips_UK, texts_VK), tokens_VND, _states(encoders), PairScorer(encoders.model), batch
+        dual_VU, Candidates(clips_UK, texts_VK), tokens_VND, _states(encoders), PairScorer(encoders.model), words
     )
     pairs = set()
     for u in range(len(TEXTS)):

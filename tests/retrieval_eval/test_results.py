@@ -60,9 +60,9 @@ def test_multiple_choice_asks_each_clip_for_its_own_captions(run_folder: Path, c
         choice = result["results"][scoring]["choice"]
         assert choice["n"] == 12
         assert 0 <= choice["accuracy"] <= 100
-    vectors = np.load(tmp_path / "out/embeddings/clips/vectors.npy")
-    named = json.loads((tmp_path / "out/embeddings/texts/texts.json").read_text())["texts"]
-    texts_UE = np.load(tmp_path / "out/embeddings/texts/vectors.npy")
+    vectors = np.load(tmp_path / "out/embeddings/clips/000000/vectors.npy")
+    piece = next((tmp_path / "out/embeddings").glob("texts-*/000000"))
+    named, texts_UE = json.loads((piece / "texts.json").read_text())["texts"], np.load(piece / "vectors.npy")
     order = [named.index(text.replace(":", "")) for text in texts]
     answers = [entry["answer"] for entry in entries if entry["video"] != "clip005.mp4"]
     right = [
