@@ -202,10 +202,12 @@ def _as_written(schema: type[BaseModel], location: Sequence[int | str]) -> list[
     """The parts of `location` as they stand in the file: pydantic also names the member of a union it chose."""
     models: list[type[BaseModel]] = [schema]
     written = []
+    is_key = False  # of a mapping from names to models, such as the steps of a pipeline
     for place, part in enumerate(location):
-        known = isinstance(part, int) or any(part in model.model_fields for model in models)
-        if known or place == len(location) - 1:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if is_key or fields or isinstance(part, int) or place == len(location) - 1:
             written.append(str(part))
+        is_key = any(typing.get_origin(field.annotation) is dict for field in fields)
         models = _below(models, part) or models
     return written
 

@@ -1,6 +1,5 @@
 """Ranks as processes: who this process is, and how ranks are started on this machine. Nothing here imports torch."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import UserError
+from configs.processes import die_with_parent
 from pretrain.stopping import POLITE
 
 
@@ -112,7 +112,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
     try:
         for rank in range(ranks):
             environment = {**os.environ, **rank_environment(World(rank, rank, ranks), "127.0.0.1", port)}
-            processes.append(subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent))
+            processes.append(subprocess.Popen(command, env=environment, preexec_fn=die_with_parent))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE)
         return _wait(processes)
     finally:
@@ -123,12 +123,6 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
             process.wait()
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this child when the launcher dies, even by kill -9: no orphan writes on in a run folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"], grace: float = 5.0) -> int:

@@ -185,8 +185,8 @@ def _memory(folder: Path, size: Size) -> Row:
     """MiB of this process and its worker after all samples against an early moment; the slope by least squares."""
     import numpy as np
 
+    from configs.processes import tree_bytes
     from data_pipeline.loader import TrainLoader
-    from videomamba.memory import tree_bytes
 
     small = Size(batch=32, image_size=32)
     steps = size.samples // small.batch

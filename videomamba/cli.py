@@ -25,6 +25,7 @@ COMMANDS = {
     "submit": Entry("slurm.cli", "Submit a run to Slurm: checked, snapshotted, restarted until it is done."),
     "status": Entry("slurm.cli", "Where a submitted run is: queue, restarts, progress, the last error."),
     "cancel": Entry("slurm.cli", "End a submitted run; it saves first."),
+    "run": Entry("slurm.pipeline.cli", "Run a chain of commands here, from a pipeline file; what is done is skipped."),
     "doctor": Entry("videomamba.doctor", "What this machine can run, and the command that mends the rest.", "doctor"),
     "bench": Entry("videomamba.bench", "Ours against a named baseline, interleaved: a table of medians."),
 }

@@ -1,10 +1,9 @@
-"""The demo as a value: its sizes, its commands, its folder, and steps that run once. Nothing is trained here."""
+"""The demo as a value: its sizes, its commands and its folder. Nothing is trained here."""
 
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from configs.errors import UserError
 from configs.loader import load_config
@@ -12,22 +11,23 @@ from data_pipeline.world import WORLD_VERSION
 from pretrain.clip_config import ClipTinyConfig
 from pretrain.config import PretrainConfig, check_world
 from retrieval_eval.config import RetrievalConfig
-from videomamba.demo.extras import ablate, single_frame
+from slurm.pipeline.chain import Chain, resolve
+from slurm.pipeline.config import load_pipeline
+from videomamba.demo.extras import steps_of_stage1
 from videomamba.demo.page import RECORDED
-from videomamba.demo.plan import FULL_STEPS, FULL_WORLD, Step, make_plan, make_steps
-from videomamba.demo.run import StepRecord, claim, run_steps
+from videomamba.demo.plan import BUDGETS, FULL_STEPS, FULL_WORLD, assignments, beside, make_plan
+from videomamba.demo.run import PIPELINE, Took, claim
 
 SCHEMAS = {"teacher": ClipTinyConfig, "pretrain": PretrainConfig, "eval": RetrievalConfig}
 
 
-def configs_of(steps: list[Step]) -> dict[str, object]:
+def configs_of(chain: Chain) -> dict[str, object]:
     """Every config that the steps name, loaded with the step's own assignments."""
     loaded = {}
-    for step in steps:
-        for command in step.commands:
+    for task in chain.tasks.values():
+        for command in task.parts[0].commands:
             if command[0] in SCHEMAS:
-                assignments = [argument for argument in command[2:] if "=" in argument]
-                loaded[step.name] = load_config(command[1], SCHEMAS[command[0]], assignments)
+                loaded[task.name] = load_config(command[1], SCHEMAS[command[0]], command[2:])
     return loaded
 
 
@@ -37,7 +37,10 @@ def test_ten_minutes_is_the_full_demo(tmp_path: Path) -> None:
     assert plan.steps == FULL_STEPS
 
 
-def test_the_packaged_configs_say_the_steps_of_the_full_demo() -> None:
+def test_the_packaged_pipeline_and_configs_are_the_full_demo(tmp_path: Path) -> None:
+    variables = load_pipeline(PIPELINE).variables
+    assert load_pipeline(PIPELINE, assignments(make_plan(tmp_path, 10))).variables == variables
+    assert list(load_pipeline(PIPELINE).steps) == list(BUDGETS)
     assert load_config("demo/teacher", ClipTinyConfig).steps == FULL_STEPS["teacher"]
     for name in ("stage1", "stage2", "stage2_unmasked"):
         assert load_config(f"demo/{name}", PretrainConfig).steps == FULL_STEPS[name]
@@ -58,7 +61,9 @@ def test_too_short_a_demo_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_command_of_the_demo_is_a_valid_request(tmp_path: Path, minutes: float, ranks: int) -> None:
     plan = make_plan(tmp_path, minutes, seed=3, ranks=ranks)
-    loaded = configs_of(make_steps(plan))
+    chain = resolve(load_pipeline(PIPELINE, assignments(plan)))
+    loaded = configs_of(chain)
+    assert all(task.ranks == (ranks if "stage" in name else 1) for name, task in chain.tasks.items())
     assert set(loaded) == {"teacher", "stage1", "stage2", "stage2_unmasked", "retrieval"}
     for name in ("stage1", "stage2", "stage2_unmasked"):
         run = loaded[name]
@@ -75,11 +80,16 @@ def test_every_command_of_the_demo_is_a_valid_request(tmp_path: Path, minutes: f
 
 def test_the_extras_start_from_nothing_and_one_of_them_sees_one_frame(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, 10)
-    records = [StepRecord("stage1", "", 0, seconds=50.0), StepRecord("stage2", "", 0, seconds=100.0)]
-    without, still = configs_of(ablate(plan, records)), configs_of(single_frame(plan))
-    assert without["ablate_stage2"].init is None  # type: ignore[attr-defined]
-    assert without["ablate_stage2"].steps == round(1.5 * plan.steps["stage2"])  # type: ignore[attr-defined]
-    for name in ("single_frame_stage2", "single_frame_stage2_unmasked"):
+    times = [Took("stage1", "", 50.0, 0), Took("stage2", "", 100.0, 0)]
+    without, still = (
+        configs_of(resolve(load_pipeline(f"demo/{name}", beside(plan, name, more))))
+        for name, more in (("ablate", steps_of_stage1(plan, times)), ("single_frame", 0))
+    )
+    assert without["stage2"].init is None  # type: ignore[attr-defined]
+    assert without["stage2"].out == str(tmp_path / "ablate" / "stage2")  # type: ignore[attr-defined]
+    assert without["stage2"].steps == round(1.5 * plan.steps["stage2"])  # type: ignore[attr-defined]
+    assert without["stage2"].data.frames.rule == "uniform"  # type: ignore[attr-defined]
+    for name in ("stage2", "stage2_unmasked"):
         assert still[name].data.frames.rule == "single"  # type: ignore[attr-defined]
 
 
@@ -97,23 +107,6 @@ def test_a_folder_belongs_to_one_demo(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds no demo"):
             claim(make_plan(other, 3), fresh)
     assert (other / "thesis.tex").read_text() == "precious"
-
-
-def test_a_finished_step_is_skipped_and_a_failed_one_is_named(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, 3)
-    good = Step("version", "Say the version", (("--version",),), 5)
-    bad = Step("broken", "Ask for what is not there", (("data", "verify", str(tmp_path / "nothing")),), 5)
-    with pytest.raises(UserError, match="'broken' failed") as caught:
-        run_steps(plan, [good, bad], Console(quiet=True))
-    assert caught.value.exit_code == 1
-    marker = tmp_path / "steps" / "version.json"
-    written = marker.read_text()
-    assert not (tmp_path / "steps" / "broken.json").exists()
-    records = run_steps(plan, [good], Console(quiet=True))
-    assert marker.read_text() == written
-    assert records[0].seconds == json.loads(written)["seconds"]
-    changed = Step("version", "Say the version", (("--version",), ("--version",)), 5)
-    assert run_steps(plan, [changed], Console(quiet=True))[0].commands == ["--version", "--version"]
 
 
 def test_the_recorded_control_belongs_to_this_world() -> None:

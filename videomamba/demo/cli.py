@@ -7,6 +7,7 @@ import typer
 
 
 def demo(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="The folder everything goes into.")] = Path("demo"),
     minutes: Annotated[float, typer.Option(help="How long it may take on two CPU cores; 10 is the full demo.")] = 10.0,
     ranks: Annotated[int, typer.Option(help="Train with so many ranks on this machine.", min=1, max=8)] = 1,
@@ -25,4 +26,4 @@ def demo(
     from videomamba.demo.run import run_demo
 
     extras = [name for name, asked in (("ablate", ablate), ("single_frame", single_frame)) if asked]
-    run_demo(make_plan(out, minutes, seed, ranks), extras, fresh)
+    run_demo(make_plan(out, minutes, seed, ranks), extras, fresh, ctx.find_root().command)

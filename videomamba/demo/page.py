@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from configs.files import write_json
 from configs.loader import PACKAGED
 from data_pipeline.card import read_card
 from data_pipeline.world import DISCLAIMER, WORLD_VERSION
@@ -20,7 +21,7 @@ from retrieval_eval.report_data import (
 )
 from retrieval_eval.strips import query_strips
 from videomamba.demo.plan import Plan
-from videomamba.demo.run import StepRecord, write_json
+from videomamba.demo.run import Took
 
 RUNS = {
     "stage1": "Stage 1: alignment with the teacher",
@@ -81,7 +82,7 @@ DEPARTURES = (
 )
 
 
-def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
+def finish(plan: Plan, records: list[Took], console: Console) -> Path:
     """Write the summary and the page, say that it is a rendered world; returns the page's path."""
     result = json.loads((plan.out / "retrieval" / "result.json").read_text())
     summary = summarise(plan, records, result)
@@ -90,7 +91,7 @@ def finish(plan: Plan, records: list[StepRecord], console: Console) -> Path:
     return write_report(report_data(plan, records, result), plan.out / "report.html")
 
 
-def summarise(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> dict[str, Any]:
+def summarise(plan: Plan, records: list[Took], result: dict[str, Any]) -> dict[str, Any]:
     """Seconds a step, peak memory, and every retrieval column with its controls."""
     extras = sorted(plan.out.glob("*/retrieval/result.json"))
     return {
@@ -108,7 +109,7 @@ def summarise(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> 
     }
 
 
-def report_data(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -> ReportData:
+def report_data(plan: Plan, records: list[Took], result: dict[str, Any]) -> ReportData:
     """Everything on the page, gathered from what the steps left."""
     cards = {part: read_card(plan.out / "shards" / part) for part in plan.world}
     return ReportData(
@@ -118,7 +119,10 @@ def report_data(plan: Plan, records: list[StepRecord], result: dict[str, Any]) -
         facts=_facts(plan, cards),
         steps=tuple(
             StepTime(
-                name=record.title, seconds=record.seconds, budget_seconds=record.budget, peak_gb=record.peak_bytes / 1e9
+                name=record.title,
+                seconds=record.seconds,
+                budget_seconds=plan.budget(record.name),
+                peak_gb=record.peak_bytes / 1e9,
             )
             for record in records
         ),

@@ -1,56 +1,56 @@
-"""Run the demo's steps, one process after the other, and leave `summary.json` and `report.html`.
-
-OUT/steps/NAME.json marks a finished step with the command it ran, so that an interrupted demo goes on where it
-was and a changed one begins again.
-"""
+"""Run the demo's pipeline, then leave `summary.json` and `report.html`; run again, it skips what is done."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
 from configs.errors import UserError
-from configs.files import write_whole
-from videomamba.demo.plan import Plan, Step, make_steps
-from videomamba.memory import TreeMemory
+from configs.files import write_json
+from slurm.pipeline.chain import resolve
+from slurm.pipeline.config import Pipeline, load_pipeline
+from slurm.pipeline.folder import PipelineFolder, took
+from slurm.pipeline.plan import Selection
+from slurm.pipeline.run import run_pipeline
+from videomamba.demo.plan import Plan, assignments
+
+PIPELINE = "demo/pipeline"
 
 
-@dataclass
-class StepRecord:
-    """What a step took: wall-clock seconds, and the peak memory of its process tree in bytes."""
+@dataclass(frozen=True)
+class Took:
+    """What a step took: wall-clock seconds, and the peak memory of its processes in bytes."""
 
     name: str
     title: str
-    budget: float
-    seconds: float = 0.0
-    peak_bytes: int = 0
-    commands: list[str] = field(default_factory=list)
+    seconds: float
+    peak_bytes: int
 
 
-def run_demo(plan: Plan, extras: list[str], fresh: bool) -> None:
+def run_demo(plan: Plan, extras: list[str], fresh: bool, tree: Any) -> None:
     """Run everything that is not finished, then write the summary and the page; extras come after the demo."""
     from videomamba.demo.page import finish
 
     console = Console(soft_wrap=True, highlight=False)
+    pipeline = load_pipeline(PIPELINE, assignments(plan))
     claim(plan, fresh)
-    steps = make_steps(plan)
-    total = sum(step.budget for step in steps)
-    console.print(f"The demo in {plan.out}: {len(steps)} steps, {total / 60:.1f} minutes on two quiet CPU cores.")
+    total = sum(plan.budget(name) for name in pipeline.steps)
+    console.print(
+        f"The demo in {plan.out}: {len(pipeline.steps)} steps, {total / 60:.1f} minutes on two quiet CPU cores."
+    )
     began = time.monotonic()
-    records = run_steps(plan, steps, console)
-    page = finish(plan, records, console)
+    run_pipeline(pipeline, tree, Selection(), console)
+    times = step_times(pipeline)
+    page = finish(plan, times, console)
     console.print(f"\nAll of it took {(time.monotonic() - began) / 60:.1f} minutes. Look at {page}")
     if extras:
         from videomamba.demo.extras import run_extras
 
-        run_extras(plan, records, extras, console)
-        console.print(f"The page now holds them too: {finish(plan, records, console)}")
+        run_extras(plan, times, extras, console, tree)
+        console.print(f"The page now holds them too: {finish(plan, times, console)}")
 
 
 def claim(plan: Plan, fresh: bool) -> None:
@@ -69,79 +69,8 @@ def claim(plan: Plan, fresh: bool) -> None:
     write_json(marker, plan.name)
 
 
-def run_steps(plan: Plan, steps: list[Step], console: Console) -> list[StepRecord]:
-    """Run what is not finished, in order, showing each step's budget and what it took; returns all records.
-
-    Raises UserError (exit code 1) when a command fails, naming it; the next run goes on from there.
-    """
-    records: list[StepRecord] = []
-    for number, step in enumerate(steps, start=1):
-        marker = plan.out / "steps" / f"{step.name}.json"
-        console.rule(f"[bold]{number}/{len(steps)} {step.title}[/] (budget {step.budget:.0f} s)", align="left")
-        record = _finished(marker, step)
-        if record is None:
-            record = _run_step(step, plan.out, console)
-            write_json(marker, asdict(record))
-        else:
-            console.print(f"finished before, in {record.seconds:.0f} s; skipped")
-        records.append(record)
-    return records
-
-
-def _finished(marker: Path, step: Step) -> StepRecord | None:
-    if not marker.is_file():
-        return None
-    record = StepRecord(**json.loads(marker.read_text()))
-    return record if record.commands == [" ".join(command) for command in step.commands] else None
-
-
-def _run_step(step: Step, out: Path, console: Console) -> StepRecord:
-    record = StepRecord(step.name, step.title, step.budget)
-    began = time.monotonic()
-    for command in step.commands:
-        record.commands.append(" ".join(command))
-        console.print(f"[dim]$ videomamba {' '.join(command)}[/]")
-        unfinished = out / "steps" / f".{step.name}.unfinished"
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "videomamba", *command],
-            env={**os.environ, "VIDEOMAMBA_UNFINISHED_FILE": str(unfinished)},
-        )
-        with TreeMemory(process.pid) as memory:
-            code = _wait(process)
-        record.peak_bytes = max(record.peak_bytes, memory.peak)
-        if code != 0:
-            raise UserError(
-                f"The step '{step.name}' failed: `videomamba {' '.join(command[:2])} ...` ended with exit code {code}; "
-                "its own message stands above.",
-                f"Mend that and run the demo again with --out {out}: finished steps are skipped.",
-                exit_code=1,
-            )
-        if unfinished.exists():
-            unfinished.unlink()
-            raise UserError(
-                f"The step '{step.name}' was asked to stop before its end, and saved.",
-                f"Run the demo again with --out {out}: it goes on from there.",
-                exit_code=1,
-            )
-    record.seconds = time.monotonic() - began
-    console.print(f"took {record.seconds:.0f} s of {step.budget:.0f}, peak memory {record.peak_bytes / 2**30:.1f} GiB")
-    return record
-
-
-def _wait(process: "subprocess.Popen[bytes]") -> int:
-    """The exit code; on Ctrl-C the child, which got the signal too, is given time to end cleanly first."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        try:
-            process.wait(timeout=60)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.kill()
-            process.wait()
-        raise
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file whole or not at all, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+def step_times(pipeline: Pipeline) -> list[Took]:
+    """What every step of a pipeline took."""
+    chain = resolve(pipeline)
+    folder = PipelineFolder(chain.folder)
+    return [Took(task.name, task.title, *took(task, folder)) for task in chain.tasks.values()]
