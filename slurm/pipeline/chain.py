@@ -5,7 +5,6 @@ without needing it, an array whose parts would all do the same, a variable that 
 themselves get wrong, commands.py finds.
 """
 
-import difflib
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.loader import validate
 from slurm.job import Resources
-from slurm.pipeline.config import Pipeline, Step
+from slurm.pipeline.config import Pipeline, Step, nearest
 from slurm.pipeline.names import Names, as_text
 
 OWN = ("logs", "steps")
@@ -96,12 +95,6 @@ def resolve(pipeline: Pipeline) -> Chain:
         _refuse_unneeded(chain, pipeline, name, read)
     _refuse_shared_folders(chain)
     return chain
-
-
-def nearest(name: str, valid: list[str]) -> str:
-    """A cure for a name that is none: the nearest valid one, or all of them."""
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    return f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(valid)}."
 
 
 def _enabled(names: Names, name: str, step: Step) -> bool:
@@ -187,7 +180,7 @@ def _command(
     words = words[1:] if words[:1] == ["videomamba"] else words
     where = f"steps.{name}.command"
     arguments = [names.fill(word, where, local, reads) for word in words]
-    for key, value in _flat(step.overrides):
+    for key, value in dict(_flat(step.overrides)).items():  # a.b: 1 and a: {b: 2} are one key, the later counts
         filled = names.fill_value(value, f"steps.{name}.overrides.{key}", local, reads)
         arguments.append(f"{key}={as_text(filled)}")
     return tuple(arguments)
@@ -233,7 +226,7 @@ def _refuse_shared_folders(chain: Chain) -> None:
             continue
         if normpath(task.out) in [normpath(chain.folder / own) for own in OWN]:
             raise ConfigError(
-                f"steps.{name} writes {task.out}, which the pipeline keeps for itself.", "Change its `out`."
+                f"steps.{name} writes {task.out}, a folder of the pipeline's own.", "Give it another `out`."
             )
         other = writers.setdefault(normpath(task.out), name)
         if other != name:

@@ -5,6 +5,7 @@ the module of a command by itself. A command that can print its config (`--print
 """
 
 import io
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def check_commands(chain: Chain, tree: Any) -> None:
                 _read(tree, arguments)
             except UsageError as error:
                 raise ConfigError(
-                    f"steps.{task.name}: `videomamba {' '.join(arguments)}` is no request: {error.format_message()}",
+                    f"steps.{task.name}: `videomamba {shlex.join(arguments)}` is no request: {error.format_message()}",
                     f"See videomamba {arguments[0] if arguments else ''} --help.",
                 ) from error
             except UserError as error:

@@ -109,6 +109,10 @@ def _addressed(override: str, variables: Mapping[str, Any]) -> str:
     if head in Pipeline.model_fields or "=" not in override:
         return override
     valid = [*variables, *Pipeline.model_fields]
-    near = difflib.get_close_matches(head, valid, n=1, cutoff=0.4)
-    cure = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(valid)}."
-    raise ConfigError(f"'{override}': the pipeline has no variable or key '{head}'.", cure)
+    raise ConfigError(f"'{override}': the pipeline has no variable or key '{head}'.", nearest(head, valid))
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """The cure for a name that is none: the nearest valid one, or all of them."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    return f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(valid)}."

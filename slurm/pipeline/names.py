@@ -6,7 +6,6 @@ A variable's text may hold references itself. Every name that was asked for is r
 another's folder without needing it can be refused.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
-from slurm.pipeline.config import MUST_BE_GIVEN, Pipeline
+from slurm.pipeline.config import MUST_BE_GIVEN, Pipeline, nearest
 
 _REFERENCE = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}:]*)(?::(?P<form>[^{}]*))?\}|[{}]")
 
@@ -77,15 +76,15 @@ class Names:
         if name in local:
             return local[name]
         if name in self._open:
-            circle = " -> ".join((*self._open, name))
+            circle = " -> ".join((*self._open[self._open.index(name) :], name))
             raise ConfigError(f"{where}: the names {circle} stand for one another.", "Write one of them out.")
         self._open.append(name)
         try:
-            return self._looked_up(name, where, used)
+            return self._looked_up(name, where, local, used)
         finally:
             self._open.pop()
 
-    def _looked_up(self, name: str, where: str, used: set[str] | None) -> Any:
+    def _looked_up(self, name: str, where: str, local: Mapping[str, Any], used: set[str] | None) -> Any:
         pipeline = self.pipeline
         if name == "folder":
             return self.fill(pipeline.folder, "folder", {}, used)
@@ -99,12 +98,11 @@ class Names:
             if step.continues is not None:
                 return self._value(step.continues, f"steps.{name}.continues", {}, None)
             return self.fill(step.out if step.out is not None else f"{{folder}}/{name}", f"steps.{name}.out", {}, used)
-        valid = ["folder", *pipeline.variables, *pipeline.steps]
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
         if name in ("part", "parts"):
             raise ConfigError(f"{where} says {{{name}}}, but the step is no array.", "Give it array: N.")
-        cure = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(valid)}."
-        raise ConfigError(f"{where} says {{{name}}}, and there is no such variable or step.", cure)
+        valid = ["folder", *local, *pipeline.variables, *pipeline.steps]
+        cause = f"{where} says {{{name}}}, and there is no such variable or step."
+        raise ConfigError(cause, nearest(name, valid))
 
 
 def _formatted(value: Any, form: str | None, reference: str, where: str) -> str:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import ConfigError
-from slurm.pipeline.chain import Chain, Part, Task, nearest
+from slurm.pipeline.chain import Chain, Part, Task
+from slurm.pipeline.config import nearest
 from slurm.pipeline.folder import PipelineFolder, finished
 
 

@@ -1,6 +1,7 @@
 """A part of a step as processes of this machine: its command lines in turn, into one log, until the work is done."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class Running:
 
     def _start(self) -> None:
         command = self._waiting.pop(0)
-        self._file.write(f"$ videomamba {' '.join(command)}\n".encode())
+        self._file.write(f"$ videomamba {shlex.join(command)}\n".encode())
         self._file.flush()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "videomamba", *command],

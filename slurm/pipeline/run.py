@@ -1,5 +1,6 @@
 """`videomamba run`: a pipeline on this machine, from its file to the table at the end."""
 
+import shlex
 import signal
 from typing import Any
 
@@ -48,7 +49,7 @@ def show_plan(pipeline: Pipeline, tree: Any, selection: Selection, console: Cons
             needs = f" after {', '.join(task.needs)}" if task.needs else ""
             console.print(f"{name}{needs}{more}", style="bold", highlight=False)
             for command in first.commands:
-                console.print(f"  videomamba {' '.join(command)}", highlight=False, markup=False)
+                console.print(f"  videomamba {shlex.join(command)}", highlight=False, markup=False)
         else:
             console.print(f"{name}: {'done' if name in plan.skipped else 'not asked for'}", highlight=False)
 
