@@ -8,8 +8,10 @@ import typer
 
 from configs.errors import UserError
 from configs.loader import load_config, to_yaml
-from pretrain.config import PretrainConfig, check_inputs, check_world
+from pretrain.config import PretrainConfig
+from pretrain.config_checks import check_inputs, check_world
 from pretrain.launch import find_world, launch
+from pretrain.length import resolve_length
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import forget_unfinished, listening
 
@@ -46,6 +48,7 @@ def pretrain(
         raise UserError("--ranks starts ranks, but this process is one already (RANK is set).", "Leave --ranks out.")
     check_world(run, max(ranks, world.size))
     check_inputs(run)
+    run = resolve_length(run)
     if check:
         _check(run, max(ranks, world.size))
         return

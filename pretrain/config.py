@@ -1,20 +1,19 @@
 """A pretraining run as a value: one frozen tree for both stages, with the rules that span its parts.
 
-Every rule here speaks before torch is imported. `check_world` adds what can only be known with the number of
-ranks; what needs the data or the weights themselves is checked where they are opened.
+Every rule here speaks before torch is imported. What depends on the number of ranks, or on files being there, is in
+config_checks.py; what needs the data or the weights themselves is checked where they are opened.
 """
 
 import math
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.errors import ConfigError
 from configs.loader import PACKAGED, Frozen
 from data_pipeline.config import DataConfig
 from data_pipeline.preprocess import TextPreprocess
 from pretrain.models.config import TextConfig, VisionConfig
+from pretrain.optim_config import OptimConfig
 
 MaskKind = Literal["random", "tube", "clip_row", "frame_row", "attention"]
 DEEPSPEED = PACKAGED / "deepspeed"
@@ -99,33 +98,6 @@ class LossConfig(Frozen):
     mlm: MlmConfig = MlmConfig()
 
 
-class OptimConfig(Frozen):
-    """Optimizer and schedule. `muon_lr` is the base rate of block matrices where `method` is muon.
-
-    The schedule multiplies every base rate by one factor, which ends at `min_lr / lr`. `decay` says what weight decay
-    reaches: `weights` spares A_log, cls and every table of positions; `released` spares what the release's code
-    spares, which decays A_log, and in stage 2 all the others too.
-    """
-
-    method: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1.5e-4, gt=0)
-    min_lr: float = Field(0.0, ge=0)
-    muon_lr: float = Field(0.02, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0)
-    decay: Literal["weights", "released"] = "weights"
-    warmup_steps: int = Field(0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _floor_below_base(self) -> Self:
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}. Lower min_lr, or leave it out for 0.")
-        return self
-
-
 class CheckpointConfig(Frozen):
     """A checkpoint every so many steps (null: at the end alone), of which the last `keep` stay."""
 
@@ -145,15 +117,23 @@ class PretrainConfig(Frozen):
 
     `init` names a checkpoint or a run folder whose weights to start from. `tokenizer` is a folder; null trains
     one from this run's captions. `embed` is the width of the space that both towers meet in. `micro_batch` is
-    how many samples a rank takes at once (null: its whole slice): losses and gradients stay those of the whole batch,
-    in stage 2 for a second forward pass. `threads` is the torch threads of a rank (null: the cores shared among the
-    ranks here). `deepspeed` names a file in configs/deepspeed.
+    how many samples a rank takes at once at the most (null: its whole slice): losses and gradients stay those of the
+    whole batch, in stage 2 for a second forward pass, so that a run may go on with other numbers of ranks and the same
+    config. `threads` is the torch threads of a rank (null: the cores shared among the ranks here). `deepspeed` names a
+    file in configs/deepspeed. `compile` has torch.compile make one kernel of many, block by block.
+
+    A run is `steps` long, or `samples` or `epochs` (each corpus once through, as often as its own `epochs` says),
+    from which the steps follow when it starts. A step whose loss or gradient is not finite is replayed to find where
+    it comes from; then `nonfinite: stop` ends the run, and `skip` leaves weights, optimizer and average as they were
+    and goes on, unless more than `max_skips` steps in a row were such.
     """
 
     task: Literal["stage1", "stage2"]
     out: str
     seed: int = 0
-    steps: int = Field(ge=1)
+    steps: int = Field(0, ge=0)
+    samples: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
     init: str | None = None
     vision: VisionConfig
     text: TextConfig | None = None
@@ -167,6 +147,9 @@ class PretrainConfig(Frozen):
     micro_batch: int | None = Field(None, ge=1)
     optim: OptimConfig = OptimConfig()
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: int = Field(3, ge=1)
     deepspeed: str = "zero0"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
@@ -177,6 +160,11 @@ class PretrainConfig(Frozen):
     def zero_stage(self) -> int:
         """The ZeRO stage that the name of the DeepSpeed file gives."""
         return int(self.deepspeed[-1])
+
+    @property
+    def rate_scale(self) -> float:
+        """What every base rate is multiplied by for this global batch."""
+        return self.optim.scale(self.data.batch)
 
     @property
     def text_preprocess(self) -> TextPreprocess:
@@ -269,91 +257,38 @@ class PretrainConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("steps", "samples", "epochs") if getattr(self, name)]
+        if len(given) != 1:
+            seen = f"{' and '.join(given)} both say" if given else "nothing says"
+            raise ValueError(f"{seen} how long the run is. Give one of steps, samples and epochs (0 or null: not).")
+        optim = self.optim
+        for warmup, length in (
+            (optim.warmup_steps, self.steps),
+            (optim.warmup_samples, self.samples),
+            (optim.warmup_epochs, self.epochs),
+        ):
+            if warmup and length and warmup >= length and length > 1:
+                raise ValueError(
+                    f"optim.warmup_{given[0]} is {warmup:g} of {length:g} {given[0]}, so the rate would only rise. "
+                    f"Use {math.ceil(length / 10)} or so."
+                )
+        return self
+
+    @model_validator(mode="after")
     def _optimizer_can_run(self) -> Self:
         if not (DEEPSPEED / f"{self.deepspeed}.json").is_file():
             names = ", ".join(sorted(path.stem for path in DEEPSPEED.glob("zero*.json")))
             raise ValueError(f"there is no DeepSpeed config '{self.deepspeed}'. Use one of: {names}.")
-        if self.zero_stage == 3:
-            # Seen with DeepSpeed 0.19.8: on an image step the temporal embedding was updated by a stale gradient.
+        if self.optim.method == "muon" and self.zero_stage > 0 and self.optim.clip_norm is not None:
             raise ValueError(
-                "deepspeed=zero3 is not ready here: what a step leaves unused keeps the gradient of an earlier one. "
-                "Use deepspeed=zero2."
+                f"optim.clip_norm is {self.optim.clip_norm:g}, but with Muon and {self.deepspeed} DeepSpeed would clip "
+                "the orthogonal update, whose norm says nothing of the gradient. "
+                "Use optim.clip_norm=null, deepspeed=zero0, or optim.method=adamw."
             )
-        if self.optim.method == "muon" and self.zero_stage > 0:
+        if self.compile and self.zero_stage == 3:
             raise ValueError(
-                f"optim.method=muon needs whole matrices, and {self.deepspeed} cuts them into flat pieces. "
-                "Use deepspeed=zero0, or optim.method=adamw."
-            )
-        if self.optim.warmup_steps >= self.steps and self.steps > 1:
-            raise ValueError(
-                f"optim.warmup_steps is {self.optim.warmup_steps} of {self.steps} steps, so the rate would only rise. "
-                f"Use {math.ceil(self.steps / 10)} or so."
+                "compile is true, and deepspeed=zero3 fetches weights in hooks on every module, at each of which a "
+                "compiled block would fall apart. Use deepspeed=zero2, or compile=false."
             )
         return self
-
-
-def check_world(config: PretrainConfig, ranks: int) -> None:
-    """Raise ConfigError unless the global batch divides among `ranks` ranks and, in each, into micro-batches."""
-    kinds = {corpus.kind for corpus in config.data.train}
-    for kind in sorted(kinds):
-        key = "data.image_batch" if kind == "image" and config.data.image_batch is not None else "data.batch"
-        batch = config.data.batch_of(kind)
-        if batch % ranks:
-            nearest = max(ranks, round(batch / ranks) * ranks)
-            divisor = max(n for n in range(1, ranks + 1) if batch % n == 0)
-            raise ConfigError(
-                f"{key}: {batch} samples do not divide by {ranks} ranks.",
-                f"Use {nearest}, or {divisor} rank{'s' if divisor > 1 else ''}.",
-            )
-        share = batch // ranks
-        micro = config.micro_batch or share
-        if share % micro:
-            raise ConfigError(
-                f"micro_batch: a rank's {share} {kind}s do not divide by {micro}.",
-                f"Use {max(n for n in range(1, micro + 1) if share % n == 0)}, or leave micro_batch out.",
-            )
-        if config.task == "stage2":
-            _check_stage2(config, key, kind, micro, batch)
-
-
-def _check_stage2(config: PretrainConfig, key: str, kind: str, micro: int, batch: int) -> None:
-    """What stage 2 asks of the `micro` samples of a `batch` that a rank has in memory together."""
-    every, matching = config.losses.mlm.every, config.losses.matching
-    if config.losses.mlm.weight and micro % every:
-        raise ConfigError(
-            f"losses.mlm.every: the {micro} {kind}s that a rank takes at once do not divide by {every}.",
-            f"Use {max(n for n in range(1, every + 1) if micro % n == 0)}, or other numbers of ranks and samples.",
-        )
-    beside = batch if matching.negatives == "global" else micro
-    if matching.weight and beside < 2:
-        raise ConfigError(
-            f"{key}: a rank takes {micro} {kind} at once, but losses.matching needs a negative beside it.",
-            f"Use a batch of {2 * batch} or more, losses.matching.negatives=global, or losses.matching.weight=0.",
-        )
-
-
-def check_inputs(config: PretrainConfig) -> None:
-    """Raise ConfigError if a corpus, tokenizer or checkpoint that the config names is not there."""
-    for corpus in config.data.train:
-        if not Path(corpus.path).is_dir():
-            raise ConfigError(
-                f"There is no folder of shards {corpus.path}.",
-                "Build it with `videomamba data build`, or mend the path.",
-            )
-    if config.tokenizer is not None and not Path(config.tokenizer).is_dir():
-        raise ConfigError(
-            f"There is no tokenizer folder {config.tokenizer}.", "Mend the path, or leave `tokenizer` out to train one."
-        )
-    bert = config.text.init if config.text is not None else None
-    if bert is not None and bert.startswith((".", "/", "~")) and not Path(bert).is_dir():
-        raise ConfigError(f"There is no folder {bert} (text.init).", "Mend the path, or give null for random weights.")
-    if config.init is not None and not Path(config.init).exists():
-        raise ConfigError(
-            f"There is no checkpoint {config.init} to start from.", "Run the earlier stage, or mend init."
-        )
-    if config.teacher is not None and config.teacher.weights is None:
-        source = config.teacher.source
-        if ("/" in source or source.startswith(".")) and ":" not in source and not Path(source).is_dir():
-            raise ConfigError(
-                f"There is no teacher folder {source}.", "Train one with `videomamba teacher`, or mend teacher.source."
-            )

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from data_pipeline.loader import Batch
 from pretrain.config import DEEPSPEED, PretrainConfig
+from pretrain.config_checks import micro_batch
 from pretrain.distributed import quiet_deepspeed
-from pretrain.optim import Optimizer, set_learning_rates
+from pretrain.ema import Ema
+from pretrain.models.videomamba import Block
+from pretrain.optim import build_optimizer, set_learning_rates
 from pretrain.tasks import Task
+from pretrain.zero import clear_gradients, gradient_norm, held
 
 
 class _Trained(nn.Module):
@@ -38,8 +42,11 @@ def settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a run: the named file, and what the run's config implies."""
     named: dict[str, Any] = json.loads((DEEPSPEED / f"{config.deepspeed}.json").read_text())
     share = config.data.batch // ranks
-    micro = config.micro_batch or share
+    micro = micro_batch(config, share)
     clips = config.zero_stage > 0 and config.optim.clip_norm is not None
+    if config.zero_stage > 0 and config.optim.method == "muon":
+        # a rank orthogonalises whole matrices, of which it would get its own pieces alone
+        named["zero_optimization"] |= {"reduce_scatter": False}
     return named | {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": share // micro,
@@ -53,17 +60,28 @@ def settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
 
 
 class Engine:
-    """A task under training. Every rank calls the same methods in the same order: backward, gradient_norm, step."""
+    """A task under training. Every rank calls the same methods in the same order: backward, gradient_norm, step.
+
+    `discard` instead of `step` leaves everything as it was before `backward`. `ema` is the average of the weights,
+    where the run keeps one.
+    """
 
     def __init__(self, config: PretrainConfig, task: Task, ranks: int) -> None:
         optim = config.optim
-        self.task, self.rounds = task, config.precision == "bf16"
-        self.stage, self.micro, self.limit = config.zero_stage, config.micro_batch, optim.clip_norm
-        optimizer = Optimizer(task.parameter_groups(), optim.betas, optim.eps, optim.momentum)
-        self.deepspeed, *_ = quiet_deepspeed().initialize(
+        self.config, self.task, self.rounds = config, task, config.precision == "bf16"
+        self.stage, self.limit = config.zero_stage, optim.clip_norm
+        named = [(name, p) for name, p in task.model.named_parameters() if p.requires_grad]
+        if config.compile:
+            compile_blocks(task.model)
+        if self.stage == 3:  # a block reads its parts' weights by itself, so that ZeRO has to fetch it as one
+            quiet_deepspeed().utils.set_z3_leaf_modules(task.model, [Block])
+        deepspeed = quiet_deepspeed()
+        optimizer = build_optimizer(task.parameter_groups(), optim, self.stage)
+        self.deepspeed, *_ = deepspeed.initialize(
             model=_Trained(task), optimizer=optimizer, config=settings(config, ranks)
         )
-        self.parameters = [p for p in self.deepspeed.module.parameters() if p.requires_grad]
+        self.parameters = [parameter for _, parameter in named]
+        self.ema = Ema(named, optim.ema_decay) if optim.ema_decay is not None else None
         self.reduces = ranks > 1 or self.stage > 0
         self.deepspeed.enable_backward_allreduce = self.reduces
 
@@ -73,16 +91,19 @@ class Engine:
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of this rank's batch, a micro-batch at a time, reduced over ranks; this rank's mean losses."""
-        micro = self.micro or len(batch)
+        micro = micro_batch(self.config, len(batch))
         parts = len(batch) // micro
         pieces = [batch] if parts == 1 else [batch.part(n * micro, (n + 1) * micro) for n in range(parts)]
         sums: dict[str, Tensor] = {}
-        for number, (piece, known) in enumerate(zip(pieces, self._survey(pieces), strict=True)):
-            self.deepspeed.set_gradient_accumulation_boundary(number == parts - 1)
-            loss, losses = self.deepspeed(piece, known)
-            self.deepspeed.backward(loss / parts, scale_wrt_gas=False)
-            for name, value in losses.items():
-                sums[name] = sums[name] + value / parts if name in sums else value / parts
+        if self.stage == 3:
+            clear_gradients(self.deepspeed, self.parameters)
+        with held(self.task.bare_parameters()):
+            for number, (piece, known) in enumerate(zip(pieces, self._survey(pieces), strict=True)):
+                self.deepspeed.set_gradient_accumulation_boundary(number == parts - 1)
+                loss, losses = self.deepspeed(piece, known)
+                self.deepspeed.backward(loss / parts, scale_wrt_gas=False)
+                for name, value in losses.items():
+                    sums[name] = sums[name] + value / parts if name in sums else value / parts
         if not self.reduces:
             for parameter in self.parameters:  # as the reduction does: a gradient that nobody gave is zero, not absent
                 if parameter.grad is None:
@@ -99,14 +120,7 @@ class Engine:
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole reduced gradient before clipping, a scalar, the same on every rank."""
-        optimizer = self.deepspeed.optimizer
-        if self.stage == 0:
-            return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.stage == 3:
-            from deepspeed.runtime.utils import get_global_norm
-
-            return torch.as_tensor(get_global_norm(optimizer._get_norm_groups()))
-        return torch.as_tensor(optimizer.scaled_global_norm())
+        return gradient_norm(self.deepspeed, self.parameters)
 
     def step(self, norm: Tensor) -> None:
         """Clip the gradient, whose norm is `norm`, and update the weights; with ZeRO, DeepSpeed clips as it updates."""
@@ -114,3 +128,19 @@ class Engine:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, (self.limit / (norm + 1e-6)).clamp(max=1.0))
         self.deepspeed.step()
+        if self.ema is not None:
+            self.ema.update()
+
+    def discard(self) -> None:
+        """Take no step: weights, optimizer and average stay, and the gradients are gone."""
+        clear_gradients(self.deepspeed, self.parameters)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have torch.compile make the encoder's blocks, which are alike, so that one compilation does for all.
+
+    The text layers stay as they are: dropout inside them has to fall alike with and without a graph.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()

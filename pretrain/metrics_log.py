@@ -89,6 +89,8 @@ class MetricsLog:
 
 def summary(record: dict[str, Any]) -> str:
     """A line of the log for a reader: losses, speed, waiting, what is left."""
+    if record["loss"] is None:
+        return f"every one of {record['skipped']} steps was skipped, none being finite"
     parts = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     return (
         f"loss {record['loss']:.3f} ({parts}), grad norm {record['grad_norm']:.2f}, "

@@ -7,73 +7,42 @@ for small models on a GPU, the cost is in the calls and not in the arithmetic.
 Letters: M matrices of one shape, R rows, C columns.
 """
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretrain.config import OptimConfig
-
-BLOCK_MATRIX = re.compile(
-    r"(^|\.)layers\.\d+\.mixer\.(in_proj|out_proj|x_proj|x_proj_b|dt_proj|dt_proj_b)\.weight$"
-    r"|(^|\.)encoder\.layer\.\d+\..*\.weight$"
-)
-"""Matrices inside a Mamba block or a BERT layer: what Muon is for."""
-
-NO_DECAY = re.compile(
-    r"(^|\.)(A_log|A_b_log|D|D_b|temp|cls_token|pos_embed|temporal_pos_embedding)$"
-    r"|(^|\.)(position_embeddings|token_type_embeddings)\.weight$|\.bias$"
-)
-"""Names that are never decayed; everything with fewer than two dimensions (norms, biases) is exempt too."""
-
-NO_DECAY_RELEASED = re.compile(r"^(cls_token|pos_embed|temporal_pos_embedding)$|\.bias$")
-"""What the release spares by name: its list is asked of the whole model, so inside a joint one it matches nothing."""
+from pretrain.groups import Group
+from pretrain.optim_config import OptimConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: steepest at zero, so that five steps do."""
 
 
-class Group(TypedDict):
-    """Parameters that share a method, a base learning rate and a weight decay."""
+def build_optimizer(groups: list[Group], config: OptimConfig, zero_stage: int) -> torch.optim.Optimizer:
+    """The optimizer of a run. Where ZeRO cuts matrices into flat pieces, Muon has to be DeepSpeed's own.
 
-    name: str
-    params: list[nn.Parameter]
-    method: Literal["adamw", "muon"]
-    lr: float
-    base_lr: float
-    weight_decay: float
+    DeepSpeed's orthogonalises as the gradients are reduced, and is asked for the same iteration as ours.
+    """
+    if config.method == "adamw" or zero_stage == 0:
+        return Optimizer(groups, config.betas, config.eps, config.momentum)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
-
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[Group]:
-    """Every trainable parameter in exactly one group, by the rules above; empty groups left out."""
-    members: dict[str, list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in named:
-        if parameter.requires_grad:
-            members[_group_name(name, parameter, config)].append(parameter)
-    rates = {"muon": config.muon_lr, "decay": config.lr, "plain": config.lr}
-    return [
-        Group(
-            name=name,
-            params=members[name],
-            method="muon" if name == "muon" else "adamw",
-            lr=rates[name],
-            base_lr=rates[name],
-            weight_decay=0.0 if name == "plain" else config.weight_decay,
-        )
-        for name in ("muon", "decay", "plain")
-        if members[name]
-    ]
-
-
-def _group_name(name: str, parameter: nn.Parameter, config: OptimConfig) -> str:
-    if config.method == "muon" and parameter.ndim == 2 and BLOCK_MATRIX.search(name):
-        return "muon"
-    spared = NO_DECAY if config.decay == "weights" else NO_DECAY_RELEASED
-    return "plain" if parameter.ndim < 2 or spared.search(name) else "decay"
+    for group in groups:
+        group["use_muon"] = group["method"] == "muon"
+        for parameter in group["params"]:
+            parameter.use_muon = group["use_muon"]  # type: ignore[attr-defined]
+    own = {"momentum": config.momentum, "ns_method": "standard"}
+    auxiliary = {"betas": config.betas, "eps": config.eps}
+    optimizer: torch.optim.Optimizer = MuonWithAuxAdam(
+        [{**group, **(own if group["use_muon"] else auxiliary)} for group in groups],
+        adam_optimizer=torch.optim.AdamW,
+        adam_optimizer_kwargs=auxiliary,
+    )
+    return optimizer
 
 
 class Optimizer(torch.optim.Optimizer):

@@ -69,6 +69,8 @@ class Known:
     """Pairs that matching judges, over all parts and ranks."""
     asked: Tensor
     """Hidden words that are asked for, over all parts and ranks."""
+    first: int = 0
+    """The number of this part's first sample in the global batch."""
     parts: int = 1
     dropout: int | None = None
     """Seed of torch's generator, so that the features come out as they did in the survey."""

@@ -17,17 +17,24 @@ class Window:
 
     def __init__(self) -> None:
         self.steps = 0
+        self.skipped = 0
         self.clips = 0
         self.waited = 0.0
         self.began = time.perf_counter()
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.counts: defaultdict[str, int] = defaultdict(int)
 
-    def add(self, values: dict[str, float], clips: int, waited: float) -> None:
-        """One step: what it measured (a value may be missing in some steps), its clips, its seconds of waiting."""
+    def add(self, values: dict[str, float], clips: int, waited: float, taken: bool = True) -> None:
+        """One step: what it measured (a value may be missing in some steps), its clips, its seconds of waiting.
+
+        Of a step that was not `taken`, being not finite, the values are left out.
+        """
         self.steps += 1
         self.clips += clips
         self.waited += waited
+        if not taken:
+            self.skipped += 1
+            return
         for name, value in values.items():
             self.sums[name] += value
             self.counts[name] += 1
@@ -56,11 +63,12 @@ def record(
     losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
     return {
         "step": step,
-        "loss": sum(losses.values()),
+        "loss": sum(losses.values()) if losses else None,
         "losses": losses,
         "metrics": {name: float(value) for name, value in task.metrics.items()},
         "lr": rates,
-        "grad_norm": means["grad_norm"],
+        "grad_norm": means.get("grad_norm"),
+        "skipped": window.skipped,
         **window.rates(world.size, config.steps - step),
         "memory_mb": peak_memory_mb(),
     }

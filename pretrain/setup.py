@@ -8,7 +8,8 @@ import torch
 
 from configs.errors import UserError
 from pretrain import checkpoint
-from pretrain.config import PretrainConfig, check_world
+from pretrain.config import PretrainConfig
+from pretrain.config_checks import check_world, micro_batch
 from pretrain.run_folder import RunFolder
 from pretrain.tasks import build_task
 from pretrain.tokenizer import train_tokenizer
@@ -63,9 +64,7 @@ def describe(config: PretrainConfig, ranks: int) -> list[str]:
     RunFolder(config).check()
     order = open_order(config.data, config.seed)
     order.batch(0)
-    lines = [
-        f"{config.task}, {config.steps} steps of {config.data.batch} samples on {ranks} rank(s), {config.deepspeed}"
-    ]
+    lines = [*_steps(config, ranks), _rates(config)]
     lines += [f"corpus {corpus.name}: {corpus.size} {corpus.kind}s" for corpus in order.corpora]
     if config.text is not None and config.tokenizer is None:
         return [*lines, "the tokenizer will be trained from the captions when the run starts"]
@@ -76,3 +75,22 @@ def describe(config: PretrainConfig, ranks: int) -> list[str]:
         for group in task.parameter_groups()
     ]
     return [*lines, "this run can start"]
+
+
+def _steps(config: PretrainConfig, ranks: int) -> list[str]:
+    """How a step's samples are spread over ranks and micro-batches, for each kind of medium."""
+    lines = [f"{config.task}, {config.steps:,} steps, {config.precision}, {config.deepspeed}"]
+    for kind in sorted({corpus.kind for corpus in config.data.train}):
+        batch = config.data.batch_of(kind)
+        micro = micro_batch(config, batch // ranks)
+        lines.append(f"{batch} {kind}s a step: {ranks} rank(s) x {batch // ranks // micro} micro-batch(es) of {micro}")
+    return lines
+
+
+def _rates(config: PretrainConfig) -> str:
+    """The schedule, and what the base rates were multiplied by."""
+    optim = config.optim
+    line = f"learning rates rise over {optim.warmup_steps:,} steps, then fall to {optim.min_lr / optim.lr:.3g} of their height"
+    if optim.lr_base_batch is None:
+        return f"{line}; taken as given (optim.lr_base_batch is null)"
+    return f"{line}; times {config.rate_scale:g}, the batch of {config.data.batch} over one of {optim.lr_base_batch}"

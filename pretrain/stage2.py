@@ -29,8 +29,10 @@ from pretrain.distributed import (
     gather_rows,
     gather_with_gradient,
     own_rows,
+    rank,
     world_size,
 )
+from pretrain.groups import Group, parameter_groups
 from pretrain.losses import (
     Cached,
     cached_gradients,
@@ -47,7 +49,6 @@ from pretrain.losses.mlm import IGNORED
 from pretrain.models.config import JointConfig
 from pretrain.models.joint import JointModel
 from pretrain.models.videomamba import VisionOutput
-from pretrain.optim import Group, parameter_groups
 from pretrain.pairs import Known, Pairs, Text, over_ranks
 from pretrain.sight import Shown, Sight
 from pretrain.tokenizer import load_tokenizer, tokenize
@@ -83,8 +84,13 @@ class Stage2:
         self.pools_all = bool(self.rules.matching.weight) and self.rules.matching.negatives == "global"
 
     def parameter_groups(self) -> list[Group]:
-        """By the rules of optim.py."""
-        return parameter_groups(self.joint.named_parameters(), self.config.optim)
+        """By the rules of groups.py."""
+        return parameter_groups(self.joint.named_parameters(), self.config.optim, self.config.rate_scale)
+
+    def bare_parameters(self) -> list[nn.Parameter]:
+        """The temperature and the matching head; with global negatives all that judges, whose gradient is cached."""
+        judges = self.joint.judges() if self.pools_all else [*self.joint.itm_head.parameters()]
+        return [self.joint.temp, *judges]
 
     def losses(self, batch: Batch, known: Known | None = None) -> dict[str, Tensor]:
         """`contrastive`, `matching`, `mlm` and `alignment`, weighted; those of weight 0 are not computed."""
@@ -168,9 +174,21 @@ class Stage2:
         pairs = sum(
             len(own_B) + 2 * has_negative(own_B, pool).sum() for own_B, pool in zip(identities, pools, strict=True)
         )
-        asked = sum((text.label_BL[:: self.rules.mlm.every] != IGNORED).sum() for text in texts)
+        starts = _starts([len(text.label_BL) for text in texts])
+        asked = sum(
+            (text.label_BL[self._asked_rows(first, len(text.label_BL))] != IGNORED).sum()
+            for text, first in zip(texts, starts, strict=True)
+        )
         counts = all_reduce_sum(torch.stack([torch.as_tensor(pairs), torch.as_tensor(asked)]).float())
-        return [Known(text, show, counts[0], counts[1], len(texts)) for text, show in zip(texts, shown, strict=True)]
+        return [
+            Known(text, show, counts[0], counts[1], first, len(texts))
+            for text, show, first in zip(texts, shown, starts, strict=True)
+        ]
+
+    def _asked_rows(self, first: int, rows: int) -> slice:
+        """Which samples of a part are asked for hidden words: every so-manieth of the global batch."""
+        every = self.rules.mlm.every
+        return slice(-first % every, rows, every)
 
     def _pairs(self, seen: VisionOutput, text: Text, identity_B: Tensor, seeds_B: Tensor) -> Pairs:
         """Both towers' vectors, and what the fusion layers read."""
@@ -244,10 +262,13 @@ class Stage2:
 
     def _mlm(self, text: Text, patches_BVD: Tensor, known: Known) -> Tensor:
         """Hidden words of every so-manieth caption, divided by the number that is asked for in the global batch."""
-        every = slice(None, None, self.rules.mlm.every)
-        asked_BL = text.label_BL[every] != IGNORED
-        logits = self.joint.mlm_logits(text.masked_BL[every], text.words_BL[every], patches_BVD[every], asked_BL)
-        total, _ = mlm_loss(logits, text.label_BL[every][asked_BL])
+        rows = self._asked_rows(known.first, len(text.label_BL))
+        label_BL = text.label_BL[rows]
+        if not len(label_BL):  # none of these few samples' turn: still every rank takes the same steps
+            rows, label_BL = slice(0, 1), torch.full_like(text.label_BL[:1], IGNORED)
+        asked_BL = label_BL != IGNORED
+        logits = self.joint.mlm_logits(text.masked_BL[rows], text.words_BL[rows], patches_BVD[rows], asked_BL)
+        total, _ = mlm_loss(logits, label_BL[asked_BL])
         return over_ranks(total, known.asked, known.parts)
 
 
@@ -261,3 +282,9 @@ def _cuts(sizes: Sequence[int]) -> list[slice]:
     """Rows of each of some parts that lie one behind another."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """The number in the global batch of the first sample of each of this rank's parts."""
+    mine = rank() * sum(sizes)
+    return [mine + cut.start for cut in _cuts(sizes)]

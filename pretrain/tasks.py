@@ -18,8 +18,8 @@ from data_pipeline.draws import derive
 from data_pipeline.loader import Batch
 from pretrain.checkpoint import ModelMeta, Preprocess, load_init
 from pretrain.config import PretrainConfig
+from pretrain.groups import Group, parameter_groups
 from pretrain.models.videomamba import VideoMamba
-from pretrain.optim import Group, parameter_groups
 from pretrain.sight import Sight
 from pretrain.stage2 import Stage2
 
@@ -48,6 +48,10 @@ class Task(Protocol):
 
     def parameter_groups(self) -> list[Group]:
         """Every trainable parameter in one group."""
+        ...
+
+    def bare_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the losses read, or differentiate by, outside the forward pass of the module they are in."""
         ...
 
 
@@ -81,8 +85,12 @@ class Stage1:
         self.metrics: dict[str, Tensor] = {}
 
     def parameter_groups(self) -> list[Group]:
-        """By the rules of optim.py."""
-        return parameter_groups(self.encoder.named_parameters(), self.config.optim)
+        """By the rules of groups.py."""
+        return parameter_groups(self.encoder.named_parameters(), self.config.optim, self.config.rate_scale)
+
+    def bare_parameters(self) -> list[nn.Parameter]:
+        """None: everything is read by its own module."""
+        return []
 
     def survey(self, pieces: Sequence[Batch]) -> Sequence[None]:
         """Nothing: equally many tokens of every sample are aligned, so the mean of means is the mean."""

@@ -12,14 +12,15 @@ import time
 
 import torch
 
-from data_pipeline.draws import derive
 from data_pipeline.loader import TrainLoader
 from data_pipeline.lost import LostCsv, check_bad_fraction
 from pretrain import checkpoint, distributed
-from pretrain.config import PretrainConfig, check_world
+from pretrain.config import PretrainConfig
+from pretrain.config_checks import check_world
 from pretrain.engine import Engine
-from pretrain.finite import require_finite, share
+from pretrain.finite import Guard, share, step_seed
 from pretrain.launch import World
+from pretrain.length import resolve_length
 from pretrain.metrics_log import MetricsLog
 from pretrain.records import Window, record
 from pretrain.resume import note_losses, resume, save
@@ -41,6 +42,7 @@ def train(config: PretrainConfig, fresh: bool = False, heard: Signals | None = N
     if heard is None:
         with listening() as heard:
             return train(config, fresh, heard)
+    config = resolve_length(config)
     device = torch.device(pick_device(config))
     set_threads(config)
     world = distributed.init(device.type)
@@ -92,14 +94,14 @@ def _loop(
 ) -> tuple[int, bool]:
     """Take steps until the end or a wish to stop; the step reached, which is saved, and whether by a Ctrl-C."""
     optim, every = config.optim, config.checkpoint.every_steps
-    window = Window()
+    window, guard = Window(), Guard(config, engine, world)
     stopping, interrupted = _agreed(requests)
     batches = iter(loader)
     while step < config.steps and not stopping:
         began = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - began
-        torch.manual_seed(derive(config.seed, "torch", step, world.rank))
+        torch.manual_seed(step_seed(config, step, world.rank))
         factor = warmup_cosine(step, config.steps, optim.warmup_steps, optim.min_lr / optim.lr)
         rates = engine.set_learning_rates(factor)
 
@@ -113,8 +115,8 @@ def _loop(
             "waited": waited,
         }
         said = share(values, norm, told, world)
-        require_finite(said, values, norm, step, batch)
-        engine.step(norm)
+        if taken := guard.passes(said, step, batch):
+            engine.step(norm)
 
         step += 1
         interrupted = said.pop("interrupt") > 0
@@ -123,7 +125,7 @@ def _loop(
         if lost_here:  # the same number on every rank, so all of them gather, or none
             note_losses(lost, step - 1, batch, world)
         check_bad_fraction(int(said.pop("lost")), seen, config.data.max_bad_fraction)
-        window.add(said, len(batch) * world.size, said.pop("waited") / world.size)
+        window.add(said, len(batch) * world.size, said.pop("waited") / world.size, taken)
         metrics.advance(step)
         if step % config.log.every_steps == 0 or step == config.steps or stopping:
             metrics.write(record(step, window, rates, task, config, world))

@@ -91,7 +91,8 @@ def teacher_cache(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here as well.")] = None,
 ) -> None:
     """A training step with the teacher's features cached, against one that asks the teacher."""
-    from pretrain.config import PretrainConfig, check_inputs
+    from pretrain.config import PretrainConfig
+    from pretrain.config_checks import check_inputs
 
     with tempfile.TemporaryDirectory() as folder:  # named, so that a run whose view changes is refused with its reason
         run = load_config(config, PretrainConfig, [*(overrides or []), f"teacher.cache={folder}"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.groups import parameter_groups
 from pretrain.models.config import JointConfig, TextConfig, VisionConfig
-from pretrain.optim import Optimizer, orthogonalise, parameter_groups, set_learning_rates
+from pretrain.optim import Optimizer, orthogonalise, set_learning_rates
+from pretrain.optim_config import OptimConfig
 from pretrain.schedule import warmup_cosine
 
 

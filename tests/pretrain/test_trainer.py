@@ -10,7 +10,7 @@ import torch
 from configs.errors import UserError
 from data_pipeline.loader import TrainLoader
 from pretrain import trainer
-from pretrain.optim import parameter_groups
+from pretrain.groups import parameter_groups
 from pretrain.schedule import warmup_cosine
 from pretrain.tasks import Stage1, build_task
 
@@ -110,7 +110,11 @@ class PoisonedGradient(Stage1):
 
 
 @pytest.mark.parametrize(
-    "poisoned, said", [(PoisonedLoss, "A loss is not finite at step 2"), (PoisonedGradient, "norm is .* at step 2")]
+    "poisoned, said",
+    [
+        (PoisonedLoss, "Step 2 is not finite .alignment and gradient norm.* the loss alignment, of outputs that are"),
+        (PoisonedGradient, "Step 2 is not finite .gradient norm.* gradient of module clip_decoder.0.norm's output"),
+    ],
 )
 def test_what_is_not_finite_stops_before_the_update(runs, exact, monkeypatch, poisoned, said):
     made = []

@@ -9,7 +9,8 @@ from configs.errors import UserError
 from configs.loader import load_config
 from data_pipeline.world import WORLD_VERSION
 from pretrain.clip_config import ClipTinyConfig
-from pretrain.config import PretrainConfig, check_world
+from pretrain.config import PretrainConfig
+from pretrain.config_checks import check_world
 from retrieval_eval.config import RetrievalConfig
 from slurm.pipeline.chain import Chain, resolve
 from slurm.pipeline.config import load_pipeline
