@@ -90,7 +90,7 @@ def _steps(config: PretrainConfig, ranks: int) -> list[str]:
 def _rates(config: PretrainConfig) -> str:
     """The schedule, and what the base rates were multiplied by."""
     optim = config.optim
-    line = f"learning rates rise over {optim.warmup_steps:,} steps, then fall to {optim.min_lr / optim.lr:.3g} of their height"
+    line = f"learning rates rise over {optim.warmup_steps:,} steps, fall to {optim.min_lr / optim.lr:.3g} of that"
     if optim.lr_base_batch is None:
         return f"{line}; taken as given (optim.lr_base_batch is null)"
     return f"{line}; times {config.rate_scale:g}, the batch of {config.data.batch} over one of {optim.lr_base_batch}"
