@@ -32,22 +32,37 @@ class World:
 def find_world(environment: Mapping[str, str] = os.environ) -> World:
     """Who this process is: torchrun's variables (RANK, ...), else Slurm's (SLURM_PROCID, ...), else alone.
 
-    Slurm's are used only inside a step that `srun` started (SLURM_STEP_ID): a batch script's own shell
-    has SLURM_NTASKS too, and is no rank.
+    Slurm's are used only inside a step that `srun` started (SLURM_STEP_ID): a batch script's own shell has some of
+    them too, and is no rank. Raises UserError where variables are missing or disagree: several processes that each
+    take themselves for the only one would write over one another's run.
     """
-    choices = [("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    given = _world(("RANK", "LOCAL_RANK", "WORLD_SIZE"), environment)
+    step = None
     if "SLURM_STEP_ID" in environment:
-        choices.append(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"))
-    for names in choices:
-        if names[0] in environment and names[2] in environment:
-            rank, size = int(environment[names[0]]), int(environment[names[2]])
-            local = int(environment.get(names[1], rank))
-            if not 0 <= rank < size:
-                raise UserError(
-                    f"{names[0]}={rank} is no rank of {size} ({names[2]}).", "Mend the launcher's variables."
-                )
-            return World(rank, local, size)
-    return World()
+        step = _world(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"), environment)
+    if given is not None and step is not None and given.size < step.size:
+        raise UserError(
+            f"RANK={given.rank} and WORLD_SIZE={given.size} are set, but srun started {step.size} tasks.",
+            "Unset RANK, LOCAL_RANK and WORLD_SIZE before srun, or start one torchrun a node.",
+        )
+    return given or step or World()
+
+
+def _world(names: tuple[str, str, str], environment: Mapping[str, str]) -> World | None:
+    """The world that the variables `names` (rank, local rank, size) say, None where none is set."""
+    missing = [name for name in names if name not in environment]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise UserError(f"Of {', '.join(names)}, {missing[0]} is not set.", "Set all three, or none of them.")
+    try:
+        rank, local, size = (int(environment[name]) for name in names)
+    except ValueError as error:
+        said = ", ".join(f"{name}={environment[name]!r}" for name in names)
+        raise UserError(f"{said}: these must be numbers.", "Mend the launcher's variables, or unset them.") from error
+    if not 0 <= rank < size:
+        raise UserError(f"{names[0]}={rank} is no rank of {size} ({names[2]}).", "Mend the launcher's variables.")
+    return World(rank, local, size)
 
 
 def free_port() -> int:
@@ -69,26 +84,19 @@ def rank_environment(world: World, address: str, port: int) -> dict[str, str]:
 
 
 def meeting_point(world: World) -> tuple[str, int]:
-    """The address and port at which the ranks meet: what is set, a free port for one process, Slurm's first node."""
+    """The address and port at which the ranks meet: what is set, or for one process alone a free port.
+
+    Nothing is made up for several: under Slurm the batch script says both, since HOSTNAME is the first node's on all
+    ranks, and since only the script knows a port that no other job and no earlier start has used.
+    """
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if world.size == 1:
         return "127.0.0.1", free_port()
-    if "SLURM_JOB_ID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
-        port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
-        return _first_host(os.environ["SLURM_STEP_NODELIST"]), port
     raise UserError(
         f"This is rank {world.rank} of {world.size}, but MASTER_ADDR and MASTER_PORT are not set.",
-        "Set both to rank 0's address, or start the ranks with --ranks, torchrun or srun.",
+        "Start the ranks with --ranks, torchrun or `videomamba submit`, or set both: the first node, and a free port.",
     )
-
-
-def _first_host(nodes: str) -> str:
-    """The first name in a Slurm node list: `gpu[003-005,9],big1` is gpu003."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]
 
 
 def launch(ranks: int, arguments: Sequence[str]) -> int:

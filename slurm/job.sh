@@ -91,13 +91,16 @@ if ((code == 0)) && [[ ! -e $UNFINISHED ]]; then
   exit 0
 fi
 cat "$LOGS/srun.log"
-# Signals and exit codes race: what the ranks wrote counts more than how they ended. 143 is a death by TERM, which is
-# what preemption sends to the ranks alone.
+# Signals and exit codes race: what the ranks wrote counts more than how they ended. Preemption sends TERM to all ranks
+# (code 143), but so does srun to those that are left when one has failed: then it names that one.
+failed_by_itself() {
+  grep -E ' tasks? [0-9,-]+: ' "$LOGS/srun.log" | grep -qvE 'Terminated|exit code 143'
+}
 if [[ -e $UNFINISHED ]]; then
   reason=stopped
 elif [[ -e $HUNG ]]; then
   reason=hung
-elif [[ -e $STOP ]] || ((code == 143)); then
+elif [[ -e $STOP ]] || { ((code == 143)) && ! failed_by_itself; }; then
   reason=stopped
 else
   reason=failed

@@ -36,9 +36,13 @@ watch_the_stop() {
 REQUEUE = """\
 # Started again later: the job goes back into the queue under its own id. Exit codes do not requeue a job, this does.
 continue_later() {
+  # What is being ended already stays so: scancel would be undone, and a preempted job is requeued by Slurm itself.
   local state
   state=$(scontrol show job --oneliner "$SLURM_JOB_ID")
-  [[ $state == *JobState=CANCELLED* ]] && give_up "cancelled" 130 cancelled
+  if [[ $state != *JobState=RUNNING* && $state != *Reason=TimeLimit* ]]; then
+    say "Slurm is ending this job; it is left to that"
+    exit 130
+  fi
   for pause in 1 5 15 30; do
     scontrol requeue "$SLURM_JOB_ID" && exit 0
     sleep "$pause"

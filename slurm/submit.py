@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.files import write_json
 from configs.loader import Frozen, validate
 from slurm.cluster import ClusterProfile
 from slurm.job import Job
@@ -106,9 +107,7 @@ def submit(job: Job, cluster: ClusterProfile, code: CodeVersion | None = None) -
         raise
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = Record(ids=tuple(ids), job=job, cluster=cluster, code=code, submitted=now)
-    aside = job.work / ".job.json"
-    aside.write_text(record.model_dump_json(indent=2))
-    aside.rename(job.work / "job.json")
+    write_json(job.work / "job.json", record.model_dump(mode="json"))
     return record.last
 
 

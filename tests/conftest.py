@@ -21,7 +21,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 CI_BRINGS = re.compile(
-    r"ffmpeg|browser|chromium|shared|golden|GOLDEN_DIR|MEDIA_DIR|ANNOTATIONS_DIR|triton is not installed", re.IGNORECASE
+    r"ffmpeg|browser|chromium|slurm|shared|golden|GOLDEN_DIR|MEDIA_DIR|ANNOTATIONS_DIR|triton is not installed",
+    re.IGNORECASE,
 )
 
 

@@ -108,6 +108,7 @@ def test_every_module_says_what_it_is():
     [
         ("true", "no ffmpeg on PATH", True),
         ("true", "triton is not installed", True),
+        ("true", "no slurm here, and no apt to bring it", True),
         ("true", "needs a GPU", False),
         ("", "no ffmpeg on PATH", False),
     ],

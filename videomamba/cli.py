@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from videomamba import __version__
+from videomamba.errors import end_rank
 from videomamba.lazy import Entry, LazyGroup
 
 COMMANDS = {
@@ -73,4 +74,8 @@ def main() -> None:
     if "--debug" in arguments:
         os.environ[DEBUG] = "1"  # ranks and steps that this process starts inherit it
         arguments = [argument for argument in arguments if argument != "--debug"]
-    app(arguments, prog_name="videomamba")
+    try:
+        app(arguments, prog_name="videomamba")
+    except BaseException as end:
+        end_rank(end)
+        raise

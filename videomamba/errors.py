@@ -1,6 +1,7 @@
 """The last stop of an error: what a user can mend is said in one sentence of cause and one of cure."""
 
 import errno
+import os
 import sys
 import traceback
 
@@ -67,6 +68,22 @@ def report(error: BaseException, debug: bool) -> int | None:
         sys.stderr.write(f"{_line('  cure: ', told.cure)}\n")
     sys.stderr.flush()
     return told.exit_code
+
+
+def end_rank(end: BaseException) -> None:
+    """End this process at once if it is one rank of several and failed; returns if it is not.
+
+    A failed rank must take the others with it, and the usual way out may never end: taking a process group down
+    waits for ranks that wait for this one. Whoever started the ranks sees this one go, and ends the others.
+    """
+    code = end.code if isinstance(end, SystemExit) else 1
+    if not code or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if not isinstance(end, SystemExit):
+        traceback.print_exception(end)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _line(prefix: str, text: str) -> str:

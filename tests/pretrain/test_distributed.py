@@ -18,15 +18,35 @@ ROOT = Path(__file__).parents[2]
 def test_who_this_process_is():
     assert find_world({}) == World(0, 0, 1)
     torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
-    slurm = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
+    slurm = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+    one_a_node = {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0"}
     assert find_world(torchrun) == World(3, 1, 4)
     assert find_world(slurm) == World()  # the batch script itself, not a step of srun
     assert find_world(slurm | {"SLURM_STEP_ID": "0"}) == World(5, 1, 8)
-    assert find_world(torchrun | slurm | {"SLURM_STEP_ID": "0"}) == World(3, 1, 4)
+    assert find_world(torchrun | one_a_node) == World(3, 1, 4)  # torchrun on each node
     assert World(0, 0, 2).first
     assert not World(1, 1, 2).first
     with pytest.raises(UserError, match="RANK=4 is no rank of 4"):
         find_world(torchrun | {"RANK": "4"})
+
+
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1"}, "WORLD_SIZE is not set"),
+        ({"WORLD_SIZE": "4"}, "RANK is not set"),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, "LOCAL_RANK is not set"),
+        ({"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": ""}, "must be numbers"),
+        (SRUN | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, "srun started 8 tasks"),
+        ({name: value for name, value in SRUN.items() if name != "SLURM_PROCID"}, "SLURM_PROCID is not set"),
+    ],
+)
+def test_no_process_takes_itself_for_the_only_one(environment, said):
+    with pytest.raises(UserError, match=said):
+        find_world(environment)
 
 
 def test_where_ranks_meet(monkeypatch):
@@ -38,15 +58,9 @@ def test_where_ranks_meet(monkeypatch):
     assert port > 1023
     with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT are not set"):
         launch.meeting_point(World(1, 1, 2))
-    monkeypatch.setenv("SLURM_JOB_ID", "123456")
-    for nodes, first in (
-        ("gpu[003-005,9],big1", "gpu003"),
-        ("big1,gpu[1-2]", "big1"),
-        ("solo", "solo"),
-        ("n[7,9]", "n7"),
-    ):
-        monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
-        assert launch.meeting_point(World(1, 0, 2)) == (first, 20000 + 123456 % 20000)
+    monkeypatch.setenv("HOSTNAME", "the-first-node")
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT are not set"):
+        launch.meeting_point(World(1, 0, 2))
     monkeypatch.setenv("MASTER_ADDR", "host")
     monkeypatch.setenv("MASTER_PORT", "5")
     assert launch.meeting_point(World(1, 1, 2)) == ("host", 5)
