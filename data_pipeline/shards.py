@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -188,6 +189,21 @@ class LocalShards:
         return file
 
 
+@dataclass(frozen=True)
+class Medium:
+    """The bytes of one medium where they lie: `size` of them in `shard`, from `offset` on."""
+
+    reader: ShardReader
+    shard: str
+    offset: int
+    size: int
+    extension: str
+
+    def read(self, begin: int, size: int) -> bytes:
+        """`size` bytes from `begin` on, fewer where the medium (or a shard that was cut) ends."""
+        return self.reader.read(self.shard, self.offset + begin, max(0, min(size, self.size - begin)))
+
+
 class Corpus:
     """A folder of shards as one sequence of samples; made by `Corpus.open`.
 
@@ -300,6 +316,12 @@ class Corpus:
         _, _, meta_at, meta_size = (int(value) for value in self._spans[i])
         data = self._bytes(i, meta_at - BLOCK, meta_size + BLOCK)
         return self._parsed(i, data, BLOCK, meta_size)
+
+    def medium(self, i: int) -> "Medium":
+        """The medium of sample `i`, to be read in parts; raises SampleError(DAMAGED_SHARD) where none stands there."""
+        offset, size, extension = self.offset(i), int(self._spans[i, 1]), str(self._extensions[i])
+        self._checked(i, self._bytes(i, offset - BLOCK, BLOCK), BLOCK, size, extension)
+        return Medium(self._reader, self.shard(i), offset, size, extension)
 
     def metas(self) -> Iterator[dict[str, Any]]:
         """The json members of all samples, in order."""

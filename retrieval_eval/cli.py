@@ -1,4 +1,4 @@
-"""`videomamba eval`, `embed`, `search` and `export`; torch is imported only when the work begins."""
+"""`videomamba eval`, `embed`, `index`, `search`, `serve` and `export`; torch is imported only when the work begins."""
 
 import json
 import os
@@ -180,23 +180,54 @@ def index(
     typer.echo(f"{kind} index; recall of the exact first {found.k}: {found.percent:.1f} % over {found.queries} queries")
 
 
-@app.command("search", epilog='Example: videomamba search "a red square moves left" --index index')
+Moved = Annotated[Path | None, typer.Option(help="Where the checkpoint is now, if it was moved.")]
+MovedShards = Annotated[Path | None, typer.Option(help="Where the shards are now, if they were moved.")]
+Index = Annotated[Path, typer.Argument(help="A folder that `videomamba index` or `embed` wrote.")]
+
+
+@app.command("search", epilog='Example: videomamba search index "a red square moves left"')
 def search(
+    index: Index,
     query: Annotated[str, typer.Argument(help="A sentence.")],
-    index: Annotated[Path, typer.Option(help="A folder that `videomamba index` or `embed` wrote.")],
     top: Annotated[int, typer.Option(help="How many clips to show.", min=1)] = 5,
-    checkpoint: Annotated[Path | None, typer.Option(help="Where the checkpoint is now, if it was moved.")] = None,
+    checkpoint: Moved = None,
+    shards: MovedShards = None,
     device: Device = "auto",
 ) -> None:
     """The clips of an index that a sentence fits best, by the dual encoder."""
     if not query.strip():
         raise UserError("The query is empty.", "Give a sentence.")
-    if not (index / "identity.json").is_file():
-        raise UserError(f"{index} is no folder of embeddings.", "Make one with `videomamba embed`.")
-    from retrieval_eval.search import Searcher
+    _must_be_index(index)
+    from retrieval_eval import summary
+    from retrieval_eval.collection import Collection
 
-    for place, hit in enumerate(Searcher(index, checkpoint, device).find(query, top), start=1):
-        typer.echo(f"{place:>3}  {hit.score:.4f}  {hit.key}  {hit.caption}")
+    collection = Collection(index, checkpoint, shards, device)
+    hits = collection.searcher.find(query, top)
+    Console().print(summary.hits(query, [(hit.score, collection.about(hit.row)) for hit in hits]))
+
+
+@app.command("serve", epilog="Example: videomamba serve index --port 8080")
+def serve(
+    index: Index,
+    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="An address for other machines takes a token.")] = "127.0.0.1",
+    token_file: Annotated[Path | None, typer.Option(help="A file with the token; else VIDEOMAMBA_TOKEN.")] = None,
+    checkpoint: Moved = None,
+    shards: MovedShards = None,
+    max_upload: Annotated[int, typer.Option(help="The largest clip that is taken, in MiB.", min=1, max=4096)] = 64,
+    device: Device = "auto",
+) -> None:
+    """A page and a JSON API on this machine: find clips by a sentence or by a clip, and play them."""
+    _must_be_index(index)
+    from retrieval_eval.server.address import open_address
+
+    address = open_address(host, port, token_file)
+    from retrieval_eval.server.limits import MIB, Limits
+    from retrieval_eval.server.run import Serving, serve
+
+    with address.listening:
+        limits = Limits(upload_bytes=max_upload * MIB)
+        serve(Serving(index, checkpoint, shards, device, limits), address, typer.echo)
 
 
 @app.command("export", epilog="Example: videomamba export runs/stage2 encoders --result retrieval/result.json")
@@ -217,6 +248,11 @@ def export(
         "loaded again in a fresh process; largest difference of an embedding from the checkpoint: "
         f"video {made.video_difference:.1e}, text {made.text_difference:.1e} (limit {exporter.LIMIT:.0e})"
     )
+
+
+def _must_be_index(index: Path) -> None:
+    if not (index / "identity.json").is_file():
+        raise UserError(f"{index} is no folder of embeddings.", "Make one with `videomamba index`.")
 
 
 def _must_exist(path: Path, what: str, cure: str) -> None:

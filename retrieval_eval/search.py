@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,18 +17,25 @@ from retrieval_eval.index import DeviceIndex, VectorIndex, Vectors, load_faiss, 
 from retrieval_eval.store import Store, read_identity
 from retrieval_eval.testset import open_set
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SOURCE, PIECE = "source.json", "index"
 RECALL_QUERIES, RECALL_NOISE, RECALL_K = 1000, 0.2, 10
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip that was found: its dual score, its key and first caption, and its place in the corpus."""
+    """A clip that was found: its dual score, its key and first caption, and its place in the corpus.
+
+    `row` is its place among the vectors, which leave out the clips that could not be read.
+    """
 
     score: float
     key: str
     caption: str
     index: int
+    row: int
 
 
 def embed_corpus(
@@ -79,26 +87,48 @@ class Searcher:
     """
 
     def __init__(self, folder: Path, checkpoint: Path | None = None, device: str = "auto") -> None:
-        identity = read_identity(folder)
-        self.encoders = Encoders.load(checkpoint or _source(folder), device)
-        if self.encoders.digest != identity["checkpoint"]:
-            raise UserError(
-                f"{self.encoders.folder} is not the checkpoint that made {folder} ({self.encoders.digest}, not "
-                f"{identity['checkpoint']}).",
-                "Give --checkpoint the one that did, or embed again with --fresh.",
-            )
+        self.identity = read_identity(folder)
+        self.encoders = Encoders.load(checkpoint or said_source(folder)["checkpoint"], device)
+        _refuse_other(self.encoders, self.identity, folder)
         store = _store(folder)
-        self.clips, vectors_VE = read_clips(store)
-        self.kind, self.index = _open_index(store, vectors_VE, device)
+        self.clips, self.vectors_VE = read_clips(store)
+        self.kind, self.index = _open_index(store, self.vectors_VE, device)
+
+    def __len__(self) -> int:
+        return len(self.clips.keys)
 
     def find(self, query: str, top: int = 5) -> list[Hit]:
         """The `top` clips by their dual score with a sentence, best first."""
-        scores, rows = self.index.search(self.encoders.texts([query]).vectors_BE.cpu().numpy(), top)
+        return self.nearest(self.text_vector(query), top)
+
+    def text_vector(self, query: str) -> Vectors:
+        """The unit vector (E,) of a sentence."""
+        vector: Vectors = self.encoders.texts([query]).vectors_BE[0].cpu().numpy()
+        return vector
+
+    def tokens(self, query: str) -> int:
+        """How many tokens a sentence has, [CLS] and [SEP] included; the text tower reads `encoders.text.max_tokens`."""
+        self.encoders.tokenizer.no_truncation()
+        return len(self.encoders.tokenizer.encode(self.encoders.text.clean_caption(query)).ids)
+
+    def clip_vector(self, frames_BCTHW: "Tensor") -> Vectors:
+        """The vector (E,) of one clip of uint8 frames, made a unit vector: as a query only its direction counts."""
+        return as_unit(self.encoders.clips(frames_BCTHW).vectors_BE[0].float().cpu().numpy())
+
+    def nearest(self, vector_E: Vectors, top: int) -> list[Hit]:
+        """The `top` clips by the inner product of their vector with `vector_E`, best first."""
+        scores, rows = self.index.search(vector_E[None], top)
         return [
-            Hit(float(score), self.clips.keys[row], self.clips.captions[row][0], self.clips.index[row])
+            Hit(float(score), self.clips.keys[row], self.clips.captions[row][0], self.clips.index[row], int(row))
             for score, row in zip(scores[0], rows[0], strict=True)
             if row >= 0  # an approximate index may find fewer
         ]
+
+
+def as_unit(vector_E: Vectors) -> Vectors:
+    """A vector (E,) scaled to length 1; one of zeros as it is."""
+    unit: Vectors = vector_E / np.float32(max(float(np.linalg.norm(vector_E)), 1e-12))
+    return unit
 
 
 def find(query: str, index: Path, top: int = 5, checkpoint: Path | None = None, device: str = "auto") -> list[Hit]:
@@ -124,8 +154,28 @@ def _open_index(store: Store, vectors_VE: Vectors, device: str) -> tuple[str, Ve
     return str(said["kind"]), built
 
 
-def _source(index: Path) -> str:
+def said_source(index: Path) -> dict[str, str]:
+    """Where the checkpoint and the shards were when the embeddings in `index` were made."""
     try:
-        return str(json.loads((index / SOURCE).read_text())["checkpoint"])
+        said = json.loads((index / SOURCE).read_text())
+        return {"checkpoint": str(said["checkpoint"]), "corpus": str(said["corpus"])}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{index} does not say where its checkpoint is.", "Give --checkpoint.") from error
+
+
+def _refuse_other(encoders: Encoders, identity: dict[str, Any], folder: Path) -> None:
+    """UserError if the preprocessing or anything else of the checkpoint is not what made the embeddings."""
+    again = "Give --checkpoint the one that did, or make the index again with --fresh."
+    for what, digest in (("visual", encoders.visual.digest), ("text", encoders.text.digest)):
+        if digest != identity[what]:
+            raise UserError(
+                f"{encoders.folder} has another {what} preprocessing ({digest}) than the checkpoint that made {folder} "
+                f"({identity[what]}).",
+                again,
+            )
+    if encoders.digest != identity["checkpoint"]:
+        raise UserError(
+            f"{encoders.folder} is not the checkpoint that made {folder} ({encoders.digest}, not "
+            f"{identity['checkpoint']}).",
+            again,
+        )

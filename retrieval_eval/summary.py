@@ -1,10 +1,14 @@
 """A result as people read it: a table for a terminal of 80 columns, and a row of Markdown to paste."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
+from retrieval_eval.collection import ClipInfo
 from retrieval_eval.comparison import RESULT, Comparison
 
 MEASURES = ("R@1", "R@5", "R@10", "MedR")
@@ -95,4 +99,16 @@ def differences(found: Comparison) -> Table:
             f"{one.low:+.1f} to {one.high:+.1f}",
             f"{one.p:.3f}",
         )
+    return made
+
+
+def hits(query: str, found: Sequence[tuple[float, ClipInfo]]) -> Table:
+    """The clips that a sentence found, best first: where each is, and what it was called."""
+    made = Table(title=Text(f"“{query}”"), title_justify="left", box=SIMPLE_HEAD)
+    for heading, justify in (("", "right"), ("score", "right"), ("key", "left"), ("caption", "left"),
+                             ("shard", "left"), ("time", "right")):  # fmt: skip
+        made.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for rank, (score, clip) in enumerate(found, start=1):
+        words = (clip.key, clip.captions[0] if clip.captions else "", clip.shard, clip.time)
+        made.add_row(str(rank), f"{score:.4f}", *map(Text, words))
     return made

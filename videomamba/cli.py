@@ -21,6 +21,7 @@ COMMANDS = {
     "embed": Entry("retrieval_eval.cli", "Embed clips or texts with a checkpoint or an exported encoder."),
     "index": Entry("retrieval_eval.cli", "Embed a collection and build the index that search asks."),
     "search": Entry("retrieval_eval.cli", "Find clips by a sentence in a folder of embeddings."),
+    "serve": Entry("retrieval_eval.cli", "A page on this machine: find clips by a sentence or a clip, and play them."),
     "export": Entry("retrieval_eval.cli", "Write the video and text encoders as folders that load elsewhere."),
     "import-released": Entry("pretrain.released.cli", "A published checkpoint as one of ours, strictly."),
     "submit": Entry("slurm.cli", "Submit a run to Slurm: checked, snapshotted, restarted until it is done."),

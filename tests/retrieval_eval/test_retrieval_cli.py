@@ -37,10 +37,12 @@ def test_embed_then_search(videomamba: Videomamba, run_folder: Path, clips: Path
     made = videomamba("embed", str(clips), str(tmp_path / "index"), "--checkpoint", str(run_folder), "--workers", "0")
     assert made.returncode == 0, made.stderr
     assert "13 clips" in made.stdout
-    found = videomamba("search", "a red square moves left", "--index", str(tmp_path / "index"), "--top", "3")
+    found = videomamba("search", str(tmp_path / "index"), "a red square moves left", "--top", "3")
     assert found.returncode == 0, found.stderr
-    assert len(found.stdout.splitlines()) == 3
-    assert "clip0" in found.stdout
+    lines = [line.split() for line in found.stdout.splitlines() if "clip0" in line]
+    assert [line[0] for line in lines] == ["1", "2", "3"]
+    assert all("clips-00000" in " ".join(line) and "0.0–1.5 s" in " ".join(line) for line in lines)
+    assert float(lines[0][1]) > float(lines[2][1])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_check_reads_nothing_but_says_what_it_would(videomamba: Videomamba, conf
 
 
 def test_an_empty_query_and_a_folder_without_embeddings(videomamba: Videomamba, tmp_path: Path) -> None:
-    assert "The query is empty" in videomamba("search", "  ", "--index", str(tmp_path)).stderr
-    done = videomamba("search", "a dog", "--index", str(tmp_path))
+    assert "The query is empty" in videomamba("search", str(tmp_path), "  ").stderr
+    done = videomamba("search", str(tmp_path), "a dog")
     assert done.returncode == 2
     assert "no folder of embeddings" in done.stderr
