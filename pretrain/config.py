@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from configs.loader import PACKAGED, Frozen
 from data_pipeline.config import DataConfig
 from data_pipeline.preprocess import TextPreprocess
+from pretrain.checkpoint_config import CheckpointConfig
 from pretrain.models.config import TextConfig, VisionConfig
 from pretrain.optim_config import OptimConfig
 
@@ -96,13 +97,6 @@ class LossConfig(Frozen):
     contrastive: ContrastiveConfig = ContrastiveConfig()
     matching: MatchingConfig = MatchingConfig()
     mlm: MlmConfig = MlmConfig()
-
-
-class CheckpointConfig(Frozen):
-    """A checkpoint every so many steps (null: at the end alone), of which the last `keep` stay."""
-
-    every_steps: int | None = Field(None, ge=1)
-    keep: int = Field(2, ge=1)
 
 
 class LogConfig(Frozen):

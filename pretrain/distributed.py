@@ -10,6 +10,7 @@ Letters: W ranks, B rows on this rank, E features.
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from configs.errors import UserError
 from pretrain.launch import World, find_world, meeting_point, rank_environment
 
 
@@ -107,6 +109,19 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first(work: Callable[[], None]) -> None:
+    """Do `work` on rank 0 while the others wait; if it fails there, every rank raises the same UserError."""
+    failure: UserError | None = None
+    if rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            failure = error
+    failures = [error for error in gather_objects(failure) if error is not None]
+    if failures:
+        raise failures[0]
 
 
 def gather_with_gradient(rows_BE: Tensor) -> Tensor:

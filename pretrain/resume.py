@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from typing import Any
 
+from configs.loader import to_yaml
 from data_pipeline.loader import Batch, TrainLoader
 from data_pipeline.lost import LostCsv
 from pretrain import checkpoint, distributed
@@ -11,7 +12,6 @@ from pretrain.config import PretrainConfig
 from pretrain.engine import Engine
 from pretrain.launch import World
 from pretrain.run_folder import RunFolder, run_digest
-from pretrain.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +23,29 @@ def resume(engine: Engine, folder: RunFolder) -> tuple[int, dict[str, Any] | Non
     def look() -> None:
         found[0] = checkpoint.newest_whole(folder.path)
 
-    checkpoint.on_first(look)
+    distributed.on_first(look)
     newest = distributed.gather_objects(found[0])[0]
     if newest is None:
         return 0, None
-    step = checkpoint.restore(engine.deepspeed, newest)
+    meta = checkpoint.restore(engine.deepspeed, engine.task.model, newest)
     log.info("going on from %s", newest)
-    return step, checkpoint.read_meta(newest).counters
+    ranks, stage = distributed.world_size(), engine.stage
+    if (meta.ranks, meta.zero_stage) != (ranks, stage):
+        log.info("written by %d ranks at ZeRO %d, now %d at ZeRO %d", meta.ranks, meta.zero_stage, ranks, stage)
+    return meta.step, meta.counters
 
 
-def save(config: PretrainConfig, task: Task, engine: Engine, loader: TrainLoader, world: World, step: int) -> None:
-    """A checkpoint at `step`; every rank calls this."""
+def save(
+    saver: checkpoint.Saver,
+    engine: Engine,
+    config: PretrainConfig,
+    world: World,
+    step: int,
+    counted: dict[str, Any],
+    metrics: dict[str, float],
+) -> None:
+    """Begin a checkpoint at `step`; `metrics` are numbers of that step by name. Every rank calls this."""
+    task = engine.task
     meta = checkpoint.Meta(
         step=step,
         task=config.task,
@@ -41,10 +53,12 @@ def save(config: PretrainConfig, task: Task, engine: Engine, loader: TrainLoader
         ranks=world.size,
         zero_stage=config.zero_stage,
         model=task.meta,
-        counters=counters(loader),
+        counters=counted,
+        metrics=metrics,
         versions=checkpoint.versions(),
     )
-    checkpoint.save(engine.deepspeed, task.model, config, meta, task.preprocess, task.tokenizer_folder)
+    beside = checkpoint.Surroundings(to_yaml(config), task.preprocess, task.tokenizer_folder)
+    saver.save(engine.deepspeed, task.model, meta, beside)
 
 
 def counters(loader: TrainLoader) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pretrain.config import PretrainConfig
 OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "checkpoints", "tokenizer", "stop")
 
 FREE = (
-    "out", "device", "threads", "micro_batch", "nonfinite", "max_skips", "log", "checkpoint",
+    "out", "device", "threads", "micro_batch", "deepspeed", "nonfinite", "max_skips", "log", "checkpoint",
     "data.workers", "data.prefetch", "data.max_bad_fraction", "data.decode_timeout",
     "data.remote",
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from configs.errors import UserError
-from pretrain import checkpoint
+from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config_checks import check_world, micro_batch
 from pretrain.run_folder import RunFolder
@@ -52,7 +52,7 @@ def find_tokenizer(config: PretrainConfig, folder: RunFolder) -> Any:
             )
             train_tokenizer(captions, own, vocab_size)
 
-    checkpoint.on_first(make)
+    distributed.on_first(make)
     return own
 
 

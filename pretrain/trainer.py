@@ -9,21 +9,23 @@ step, rank), so a resumed run needs nothing but the checkpoint.
 
 import logging
 import time
+from typing import Any
 
 import torch
 
 from data_pipeline.loader import TrainLoader
 from data_pipeline.lost import LostCsv, check_bad_fraction
-from pretrain import checkpoint, distributed
+from pretrain import distributed
+from pretrain.checkpoint import Saver
 from pretrain.config import PretrainConfig
 from pretrain.config_checks import check_world
 from pretrain.engine import Engine
 from pretrain.finite import Guard, share, step_seed
 from pretrain.launch import World
 from pretrain.length import resolve_length
-from pretrain.metrics_log import MetricsLog
+from pretrain.metrics_log import MetricsLog, flatten
 from pretrain.records import Window, record
-from pretrain.resume import note_losses, resume, save
+from pretrain.resume import counters, note_losses, resume, save
 from pretrain.run_folder import RunFolder, run_digest
 from pretrain.schedule import warmup_cosine
 from pretrain.setup import find_tokenizer, pick_device, set_threads
@@ -66,8 +68,11 @@ def _run(config: PretrainConfig, device: torch.device, world: World, folder: Run
         lost.start(step)
     title = f"{config.task} {folder.path.name}"
     requests = StopRequests(heard, folder.path, world.first)
-    with MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics:
-        step, interrupted = _loop(config, task, engine, loader, world, metrics, lost, requests, step)
+    with (
+        MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics,
+        Saver(folder.path, config.checkpoint) as saver,
+    ):
+        step, interrupted = _loop(config, task, engine, loader, world, metrics, lost, saver, requests, step)
     if world.first:
         requests.obeyed()
     if step < config.steps:
@@ -89,12 +94,13 @@ def _loop(
     world: World,
     metrics: MetricsLog,
     lost: LostCsv,
+    saver: Saver,
     requests: StopRequests,
     step: int,
 ) -> tuple[int, bool]:
     """Take steps until the end or a wish to stop; the step reached, which is saved, and whether by a Ctrl-C."""
     optim, every = config.optim, config.checkpoint.every_steps
-    window, guard = Window(), Guard(config, engine, world)
+    window, guard, line = Window(), Guard(config, engine, world), dict[str, Any]()
     stopping, interrupted = _agreed(requests)
     batches = iter(loader)
     while step < config.steps and not stopping:
@@ -109,13 +115,17 @@ def _loop(
         norm = engine.gradient_norm()
         told = {
             **requests.told(),
+            **saver.told(),
             "lost": loader.lost.total(),
             "lost_here": len(batch.losses),
             "seen": loader.seen,
             "waited": waited,
         }
         said = share(values, norm, told, world)
-        if taken := guard.passes(said, step, batch):
+        saving = said.pop("saving")
+        with saver.before_refusing():
+            taken = guard.passes(said, step, batch)
+        if taken:
             engine.step(norm)
 
         step += 1
@@ -124,14 +134,17 @@ def _loop(
         lost_here, seen = int(said.pop("lost_here")), int(said.pop("seen"))
         if lost_here:  # the same number on every rank, so all of them gather, or none
             note_losses(lost, step - 1, batch, world)
-        check_bad_fraction(int(said.pop("lost")), seen, config.data.max_bad_fraction)
+        with saver.before_refusing():
+            check_bad_fraction(int(said.pop("lost")), seen, config.data.max_bad_fraction)
         window.add(said, len(batch) * world.size, said.pop("waited") / world.size, taken)
         metrics.advance(step)
         if step % config.log.every_steps == 0 or step == config.steps or stopping:
-            metrics.write(record(step, window, rates, task, config, world))
+            line = record(step, window, rates, task, config, world)
+            metrics.write(line)
             window = Window()
+        saver.edge(saving)
         if stopping or step == config.steps or (every is not None and step % every == 0):
-            save(config, task, engine, loader, world, step)
+            save(saver, engine, config, world, step, counters(loader), flatten(line))
     return step, interrupted
 
 
@@ -152,7 +165,7 @@ def _open(folder: RunFolder, fresh: bool) -> bool:
         if folder.done is None:
             folder.claim()
 
-    checkpoint.on_first(claim)
+    distributed.on_first(claim)
     done = distributed.gather_objects(folder.done is not None)[0]
     if done:
         log.info("%s is finished, nothing to do (--fresh begins again)", folder.path)

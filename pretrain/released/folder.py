@@ -152,14 +152,8 @@ def _write(fitted: Fitted, imported: Imported, wanted: ImportConfig, tokenizer: 
         try:
             if tokenizer is not None:
                 save_tokenizer(load_tokenizer(tokenizer), aside / "tokenizer")
-            checkpoint.publish(
-                fitted.model.state_dict(),
-                CONFIG_HEADER + yaml.safe_dump(run_tree(fitted.meta), sort_keys=False),
-                meta,
-                preprocess_of(fitted.meta, fitted.layout, wanted),
-                None,
-                aside,
-                target,
-            )
+            config_yaml = CONFIG_HEADER + yaml.safe_dump(run_tree(fitted.meta), sort_keys=False)
+            beside = checkpoint.Surroundings(config_yaml, preprocess_of(fitted.meta, fitted.layout, wanted))
+            checkpoint.publish_weights(target, fitted.model.state_dict(), meta, beside, aside)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from configs.loader import validate
+from configs.loader import to_yaml, validate
 from data_pipeline.loader import EvalLoader
 from data_pipeline.shards import Corpus
 from pretrain import checkpoint
@@ -48,13 +48,14 @@ def _write(folder: Path, tree: dict[str, Any]) -> Path:
             weight.data.mul_(4)
     final = folder / "checkpoints" / "step-0000008"
     aside = final.with_name(".step-0000008.part")
-    checkpoint._prepare(final.parent, aside)
+    checkpoint.prepare(final.parent, aside)
     meta = checkpoint.Meta(
         step=8, task=config.task, config="test", ranks=1, zero_stage=0, model=model_meta, versions={}
     )
     text = config.text_preprocess if joint else None
     fed = checkpoint.Preprocess(visual=config.data.visual(), text=text)
-    checkpoint._complete(model.state_dict(), config, meta, fed, tokenizer, aside, final)
+    beside = checkpoint.Surroundings(to_yaml(config), fed, tokenizer)
+    checkpoint.publish_weights(final, model.state_dict(), meta, beside, aside)
     return folder
 
 

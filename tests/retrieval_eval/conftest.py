@@ -70,7 +70,7 @@ def make_checkpoint(tokenizer_folder: Path, clips: Path) -> Callable[..., Path]:
     def make(folder: Path, seed: int = 0, fusion_layers: int = 2, task: str = "stage2") -> Path:
         import torch
 
-        from configs.loader import validate
+        from configs.loader import to_yaml, validate
         from pretrain import checkpoint
         from pretrain.config import PretrainConfig
         from pretrain.models.config import JointConfig
@@ -104,16 +104,11 @@ def make_checkpoint(tokenizer_folder: Path, clips: Path) -> Callable[..., Path]:
         text = config.text_preprocess if joint else None
         final = folder / "checkpoints" / "step-0000003"
         aside = final.with_name(".step-0000003.part")
-        checkpoint._prepare(final.parent, aside)
-        checkpoint._complete(
-            model.state_dict(),
-            config,
-            checkpoint.Meta(step=3, task=task, config="test", ranks=1, zero_stage=0, model=meta, versions={}),
-            checkpoint.Preprocess(visual=config.data.visual(), text=text),
-            tokenizer_folder if joint else None,
-            aside,
-            final,
-        )
+        checkpoint.prepare(final.parent, aside)
+        told = checkpoint.Meta(step=3, task=task, config="test", ranks=1, zero_stage=0, model=meta, versions={})
+        fed = checkpoint.Preprocess(visual=config.data.visual(), text=text)
+        beside = checkpoint.Surroundings(to_yaml(config), fed, tokenizer_folder if joint else None)
+        checkpoint.publish_weights(final, model.state_dict(), told, beside, aside)
         return folder
 
     return make

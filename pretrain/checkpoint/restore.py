@@ -1,0 +1,115 @@
+"""A run's state put back into any number of ranks at any ZeRO stage, bit for bit, one tensor at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from pretrain.checkpoint.folder import read_meta
+from pretrain.checkpoint.meta import FORMAT, Meta
+from pretrain.checkpoint.pieces import Piece, pieces, state_of
+from pretrain.checkpoint.snapshot import EMA, MODEL
+
+
+class StoredTensors:
+    """The tensors of one or several safetensors files by name; each is read when it is asked for."""
+
+    def __init__(self, *paths: Path) -> None:
+        self._files = [safe_open(path, framework="pt") for path in paths]
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape by name."""
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._where.items()}
+
+    def keys_by_parameter(self) -> dict[str, list[str]]:
+        """Of names `KEY/NAME`: the keys that there are of each NAME."""
+        found: dict[str, list[str]] = {}
+        for full in self._where:
+            key, _, name = full.partition("/")
+            found.setdefault(name, []).append(key)
+        return found
+
+
+def restore(engine: Any, model: nn.Module, folder: Path, ema: dict[str, Tensor] | None = None) -> Meta:
+    """Load weights and optimizer (and the average of the weights into `ema`) from a verified checkpoint; its meta.
+
+    Every rank calls this, before the first step. Raises UserError where the checkpoint is of a format whose state
+    cannot be put back, or does not fit the model.
+    """
+    meta = read_meta(folder)
+    if meta.format != FORMAT:
+        raise UserError(
+            f"{folder} has format {meta.format}, whose optimizer state only the version that wrote it can read.",
+            f"Finish the run with that version, or start another run from its weights with init={folder}.",
+        )
+    _put_weights(engine, model, StoredTensors(folder / MODEL), folder)
+    _put_optimizer(engine, StoredTensors(*sorted(folder.glob("optimizer-*.safetensors"))), folder)
+    if ema is not None and (folder / EMA).is_file():
+        stored = StoredTensors(folder / EMA)
+        for name, tensor in ema.items():
+            tensor.copy_(stored[name])
+    return meta
+
+
+def _put_weights(engine: Any, model: nn.Module, stored: StoredTensors, folder: Path) -> None:
+    stage = engine.zero_optimization_stage()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    wanted = model.state_dict()
+    if wanted.keys() != stored.shapes().keys():
+        odd = min(wanted.keys() ^ stored.shapes().keys())
+        raise UserError(
+            f"{folder} is a checkpoint of another model: {odd} is in one of them alone.", "Give another out=."
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if stage == 3 and name in parameters:
+                _put_cut(parameters[name], stored[name])
+            else:
+                tensor.copy_(stored[name])
+        if stage == 0:
+            return
+        for name, piece in pieces(engine).items():
+            piece.of(piece.flat.data).copy_(stored[name].view(-1)[piece.offset : piece.offset + piece.count])
+
+
+def _put_cut(parameter: nn.Parameter, value: Tensor) -> None:
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(value)
+
+
+def _put_optimizer(engine: Any, stored: StoredTensors, folder: Path) -> None:
+    """What the optimizer keeps, as if it had kept it all along; what no file has begins as zero, as at a first step."""
+    keys = stored.keys_by_parameter()
+    for name, piece in pieces(engine).items():
+        state = state_of(engine, piece)
+        for key in keys.get(name, ()):
+            value = stored[f"{key}/{name}"]
+            if value.shape == piece.shape:
+                if key not in state:
+                    state[key] = torch.zeros_like(piece.flat.data)
+                piece.of(state[key]).copy_(value.view(-1)[piece.offset : piece.offset + piece.count])
+            else:
+                _put_number(state, key, value, piece, folder)
+
+
+def _put_number(state: dict[str, Any], key: str, value: Tensor, piece: Piece, folder: Path) -> None:
+    """A count of steps, say, which all parameters in one flat row share."""
+    if key in state and float(state[key]) != float(value):
+        raise UserError(
+            f"{folder} has parameters with {key} {float(value):g} and {float(state[key]):g} that ZeRO keeps together.",
+            "Use deepspeed=zero0.",
+        )
+    state[key] = value.to(piece.flat.device) if value.is_floating_point() else int(value)
