@@ -141,32 +141,12 @@ def checkpoint_inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its shape.")] = False,
 ) -> None:
     """Verify a checkpoint's files and say what it holds."""
-    from pretrain.checkpoint import load_weights, resolve, verify
+    from pretrain.checkpoint.describe import described, listed
 
-    folder = resolve(path)
-    meta = verify(folder)
-    weights = load_weights(folder)
-    count = sum(tensor.numel() for tensor in weights.values())
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    for name, value in (
-        ("checkpoint", folder),
-        ("task", f"{meta.task}, step {meta.step}, {meta.ranks} rank(s), ZeRO {meta.zero_stage}"),
-        ("config", f"{meta.config} (config.yaml beside it)"),
-        ("model", f"{meta.model.kind}, {len(weights)} tensors, {count:,} numbers"),
-        ("files", f"{len(meta.files)}, {size / 2**20:.1f} MiB, all as written"),
-        *([] if meta.imported is None else [("from", f"{meta.imported.file}, sha256 {meta.imported.sha256}")]),
-        ("versions", ", ".join(f"{package} {version}" for package, version in meta.versions.items())),
-        (
-            "data",
-            f"{meta.counters.get('seen', 0):,} samples seen, lost: {meta.counters.get('lost') or 'none'}",
-        ),
-    ):
+    for name, value in described(path):
         typer.echo(f"{name:<11}{value}")
-    if tensors:
-        for name, tensor in weights.items():
-            typer.echo(
-                f"  {name:<64}{'x'.join(str(n) for n in tensor.shape):<20}{str(tensor.dtype).removeprefix('torch.')}"
-            )
+    for line in listed(path) if tensors else ():
+        typer.echo(f"  {line}")
 
 
 @checkpoint_app.command("convert", epilog="Example: videomamba checkpoint convert runs/stage2 videomamba_m16.pth")
@@ -177,9 +157,10 @@ def checkpoint_convert(
         Literal["image", "video", "masked", "joint"] | None,
         typer.Option(help="Default: the one that has a place for all of it."),
     ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="The average of the weights, where the run kept one.")] = False,
 ) -> None:
     """Write a checkpoint's weights in a published layout, for the release's own code."""
     from pretrain.released.back import convert
 
-    for line in convert(path, out, layout):
+    for line in convert(path, out, layout, ema):
         typer.echo(line)

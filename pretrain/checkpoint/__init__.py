@@ -25,7 +25,7 @@ from pretrain.checkpoint.folder import checkpoints, latest, newest_whole, prune,
 from pretrain.checkpoint.meta import Imported, Meta, ModelMeta, Preprocess, versions
 from pretrain.checkpoint.models import build_model, load_init, load_model, load_weights, tokenizer_of
 from pretrain.checkpoint.publish import Surroundings, prepare, publish_weights, writing
-from pretrain.checkpoint.restore import restore
+from pretrain.checkpoint.restore import StoredTensors, restore, stored_ema
 from pretrain.checkpoint.saver import Saver
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ModelMeta",
     "Preprocess",
     "Saver",
+    "StoredTensors",
     "Surroundings",
     "build_model",
     "checkpoints",
@@ -49,6 +50,7 @@ __all__ = [
     "resolve",
     "restore",
     "sha256",
+    "stored_ema",
     "tokenizer_of",
     "verify",
     "versions",

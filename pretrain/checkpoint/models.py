@@ -11,6 +11,7 @@ from configs.errors import UserError
 from configs.loader import read_tree, validate
 from pretrain.checkpoint.folder import resolve, verify
 from pretrain.checkpoint.meta import ModelMeta, Preprocess
+from pretrain.checkpoint.restore import stored_ema
 from pretrain.checkpoint.snapshot import MODEL
 from pretrain.config import PretrainConfig
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from pretrain.models.videomamba import VideoMamba
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by their plain names, on the CPU."""
-    return load_file(folder / MODEL)
+def load_weights(folder: Path, ema: bool = False) -> dict[str, Tensor]:
+    """The weights of a checkpoint by their plain names, on the CPU; with `ema` their average, UserError without one."""
+    weights = load_file(folder / MODEL)
+    return {**weights, **stored_ema(folder)} if ema else weights
 
 
 def load_model(

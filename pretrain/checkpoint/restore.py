@@ -1,5 +1,6 @@
 """A run's state put back into any number of ranks at any ZeRO stage, bit for bit, one tensor at a time."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from pretrain.checkpoint.pieces import Piece, pieces, state_of
 from pretrain.checkpoint.snapshot import EMA, MODEL
 
 
-class StoredTensors:
+class StoredTensors(Mapping[str, Tensor]):
     """The tensors of one or several safetensors files by name; each is read when it is asked for."""
 
     def __init__(self, *paths: Path) -> None:
         self._files = [safe_open(path, framework="pt") for path in paths]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._where[name].get_tensor(name)
@@ -41,8 +45,8 @@ class StoredTensors:
         return found
 
 
-def restore(engine: Any, model: nn.Module, folder: Path, ema: dict[str, Tensor] | None = None) -> Meta:
-    """Load weights and optimizer (and the average of the weights into `ema`) from a verified checkpoint; its meta.
+def restore(engine: Any, model: nn.Module, folder: Path) -> Meta:
+    """Load weights and optimizer from a verified checkpoint; its meta. (`stored_ema` gives the average of the weights.)
 
     Every rank calls this, before the first step. Raises UserError where the checkpoint is of a format whose state
     cannot be put back, or does not fit the model.
@@ -55,19 +59,22 @@ def restore(engine: Any, model: nn.Module, folder: Path, ema: dict[str, Tensor] 
         )
     _put_weights(engine, model, StoredTensors(folder / MODEL), folder)
     _put_optimizer(engine, StoredTensors(*sorted(folder.glob("optimizer-*.safetensors"))), folder)
-    if ema is not None and (folder / EMA).is_file():
-        stored = StoredTensors(folder / EMA)
-        for name, tensor in ema.items():
-            tensor.copy_(stored[name])
     return meta
+
+
+def stored_ema(folder: Path) -> StoredTensors:
+    """The average of the weights in a checkpoint, by name. Raises UserError where the run kept none."""
+    if not (folder / EMA).is_file():
+        raise UserError(f"{folder} has no average of the weights.", "Train with optim.ema_decay to have one.")
+    return StoredTensors(folder / EMA)
 
 
 def _put_weights(engine: Any, model: nn.Module, stored: StoredTensors, folder: Path) -> None:
     stage = engine.zero_optimization_stage()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = model.state_dict()
-    if wanted.keys() != stored.shapes().keys():
-        odd = min(wanted.keys() ^ stored.shapes().keys())
+    if wanted.keys() != stored.keys():
+        odd = min(wanted.keys() ^ stored.keys())
         raise UserError(
             f"{folder} is a checkpoint of another model: {odd} is in one of them alone.", "Give another out=."
         )

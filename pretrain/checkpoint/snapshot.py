@@ -9,7 +9,6 @@ A tensor that lies whole on some rank is written by that rank; where it is cut, 
 it. Tensors pass one at a time: a rank holds what it writes (in the background) or a single tensor (otherwise).
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -59,7 +58,7 @@ def files(engine: Any, model: nn.Module, ema: dict[str, Tensor] | None = None) -
     weights = model.state_dict(keep_vars=True)  # ZeRO 3 tells a parameter's real shape
     entries = [Entry(name, t.dtype, tuple(getattr(t, "ds_shape", t.shape))) for name, t in weights.items()]
     made = [File(MODEL, entries if rank == 0 else [], _weights(model, weights, stage))]
-    if ema is not None and rank == 0:
+    if ema and rank == 0:
         made.append(File(EMA, entries_of(ema), ema.values()))
     found = pieces(engine)
     items = _plan([*plain_names(engine)], _rows(engine, found, stage), first_load=sum(e.bytes for e in entries))
@@ -159,11 +158,3 @@ def in_memory(made: list[File]) -> list[File]:
         return tensor.detach().cpu() if tensor.device.type != "cpu" else tensor.detach().clone()
 
     return [File(file.name, file.entries, [copy(tensor) for tensor in file.tensors]) for file in made]
-
-
-def sizes(made: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """How many numbers there are under each key of the optimizer's state, from its tensors' shapes by full name."""
-    totals: defaultdict[str, int] = defaultdict(int)
-    for name, shape in made.items():
-        totals[name.partition("/")[0]] += torch.Size(shape).numel()
-    return dict(totals)

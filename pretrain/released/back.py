@@ -65,9 +65,10 @@ def _check_computable(vision: VisionConfig, layout: Layout) -> None:
         )
 
 
-def convert(path: str | Path, out: str | Path, layout: Layout | None = None) -> list[str]:
+def convert(path: str | Path, out: str | Path, layout: Layout | None = None, ema: bool = False) -> list[str]:
     """Write the weights of a run or checkpoint folder to `out` in a published layout; what was done, line by line.
 
+    `ema` takes their average, where the run kept one.
     `out` ends in .pth (weights under the key `model`, as published) or .safetensors. Raises UserError as above.
     """
     folder, target = checkpoint.resolve(path), Path(out)
@@ -75,7 +76,7 @@ def convert(path: str | Path, out: str | Path, layout: Layout | None = None) -> 
         raise UserError(f"{target} ends neither in .pth nor in .safetensors.", "Name it with one of them.")
     meta = checkpoint.verify(folder).model
     layout = layout or natural_layout(meta)
-    theirs, left_out = to_released(checkpoint.load_weights(folder), meta, layout)
+    theirs, left_out = to_released(checkpoint.load_weights(folder, ema), meta, layout)
     part = part_name(target)
     with checkpoint.writing(target):
         try:
