@@ -28,8 +28,8 @@ def resume(engine: Engine, folder: RunFolder) -> tuple[int, dict[str, Any] | Non
     if newest is None:
         return 0, None
     meta = checkpoint.restore(engine.deepspeed, engine.task.model, newest)
-    if (average := getattr(engine, "ema", None)) is not None:
-        average.load_state_dict(checkpoint.stored_ema(newest))
+    if engine.ema is not None:
+        engine.ema.load_state_dict(checkpoint.stored_ema(newest))
     log.info("going on from %s", newest)
     ranks, stage = distributed.world_size(), engine.stage
     if (meta.ranks, meta.zero_stage) != (ranks, stage):
@@ -60,8 +60,8 @@ def save(
         versions=checkpoint.versions(),
     )
     beside = checkpoint.Surroundings(to_yaml(config), task.preprocess, task.tokenizer_folder)
-    average = getattr(engine, "ema", None)
-    saver.save(engine.deepspeed, task.model, meta, beside, average.state_dict() if average is not None else None)
+    average = None if engine.ema is None else engine.ema.state_dict()
+    saver.save(engine.deepspeed, task.model, meta, beside, average)
 
 
 def counters(loader: TrainLoader) -> dict[str, Any]:
