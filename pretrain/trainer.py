@@ -143,6 +143,8 @@ def _loop(
             metrics.write(line)
             window = Window()
         saver.edge(saving)
+        if stopping:
+            saver.hurry()
         if stopping or step == config.steps or (every is not None and step % every == 0):
             save(saver, engine, config, world, step, counters(loader), flatten(line))
     return step, interrupted

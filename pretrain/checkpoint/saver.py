@@ -54,6 +54,8 @@ class Saver:
 
     def __init__(self, out: Path, config: CheckpointConfig) -> None:
         self.root, self.config = out / "checkpoints", config
+        self._pace = Pace(config.write_mb_s)
+        self._hurry = False
         self._job: _Job | None = None
         self._name: Callable[[dict[str, str]], None] | None = None
         self._aside: Path | None = None
@@ -73,13 +75,19 @@ class Saver:
         made = files(engine, model, ema)
         if self.config.background:
             made = in_memory(made)
-        self._job = _Job(lambda: _write(made, aside, final, Pace(self.config.write_mb_s)))
+        pace = self._pace = Pace(None if self._hurry else self.config.write_mb_s)
+        self._job = _Job(lambda: _write(made, aside, final, pace))
         self._name = lambda hashes: self._publish(aside, final, meta, beside, hashes)
         if self.config.background:
             self._job.start()
         else:
             self._job.run()
             self.finish()
+
+    def hurry(self) -> None:
+        """Write as fast as the disk can from now on: the run has been asked to leave."""
+        self._hurry = True
+        self._pace.release()
 
     def edge(self, saving: float) -> None:
         """At a step's edge: go on with a checkpoint that no rank is writing any more (`saving`, summed over ranks).

@@ -112,7 +112,7 @@ def _plan(names: list[str], rows: list[dict[str, Row]], first_load: int) -> list
         row = holders[writer]
         whole = most == torch.Size(row.shape).numel()
         parts = [] if whole else [(rank, row.offset, row.size) for rank, row in holders.items()]
-        for key, (dtype, like) in row.keys.items():
+        for key, (dtype, like) in sorted(row.keys.items()):
             entry = Entry(f"{key}/{name}", dtype, row.shape if like else ())
             items.append(Item(entry, key, name, writer, parts if like else []))
             load[writer] += entry.bytes

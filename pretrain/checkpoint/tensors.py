@@ -49,12 +49,16 @@ class Pace:
 
     def passed(self, size: int) -> None:
         """`size` more bytes went through; sleeps for as long as they were too early."""
-        if self.bytes_s is None:
+        if (bytes_s := self.bytes_s) is None:
             return
         if self._began is None:
             self._began = time.monotonic()
         self._passed += size
-        time.sleep(max(0.0, self._began + self._passed / self.bytes_s - time.monotonic()))
+        time.sleep(max(0.0, self._began + self._passed / bytes_s - time.monotonic()))
+
+    def release(self) -> None:
+        """From now on, let everything through: somebody waits. Another thread may ask for it."""
+        self.bytes_s = None
 
 
 def write_tensors(path: Path, entries: Sequence[Entry], tensors: Iterable[Tensor], pace: Pace | None = None) -> str:

@@ -21,7 +21,7 @@ from pretrain.metrics_log import read_log
 from tests.pretrain.conftest import ROOT, Runs
 
 HALF = 3
-RANKS, STAGES = (1, 2), ("zero0", "zero1", "zero2")
+RANKS, STAGES = (1, 2), ("zero0", "zero1", "zero2", "zero3")
 
 
 class Lives(Runs):
@@ -128,6 +128,18 @@ def test_a_killed_run_goes_on_with_other_ranks_and_another_zero_stage(lives, tre
     assert lives.keys("fast") == lives.keys("fast straight")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_is_full_for_one_rank_stops_all_of_them(lives, trees, rank):
+    """In the background: one of the ranks alone can write no more, while training goes on."""
+    tree, name = trees["stage1"] | {"deepspeed": "zero1"}, f"full {rank}"
+    lived = lives.live(tree, name, 2, full=rank)
+    assert lived["codes"] == [1, 1], lived["said"]
+    assert lived["said"].count("step-0000003 grew past the size that this system allows a file") == 2
+    assert lives.newest(name) == 0
+    assert not list((lives.folder / name / "checkpoints").iterdir())
+    lives.whole(tree, name, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["stage1", "stage2"])
 @pytest.mark.parametrize("ranks", RANKS)
@@ -148,7 +160,8 @@ CHANGES = [
     ((2, "zero1"), (1, "zero2")),
     ((1, "zero1"), (2, "zero0")),
     ((1, "zero2"), (1, "zero1")),
-    ((2, "zero0"), (2, "zero1")),
+    ((2, "zero0"), (2, "zero3")),
+    ((2, "zero3"), (1, "zero0")),
 ]
 
 

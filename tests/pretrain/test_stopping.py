@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import stopping, trainer
+from pretrain import checkpoint, stopping, trainer
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -96,6 +96,15 @@ def test_a_signal_at_an_awkward_moment_waits_for_the_edge(runs, tree, unfinished
     monkeypatch.setattr(trainer, moment, real)
     assert trainer.train(config) == 0
     assert [line["step"] for line in runs.log("run")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_is_asked_to_stop_does_not_keep_to_its_pace(runs, tree, at_step):
+    """At one kB a second, the checkpoint under way and the last one would take a quarter of an hour."""
+    config = runs.config(tree | {"checkpoint": {"every_steps": 2, "keep": 9, "write_mb_s": 0.001}}, "run")
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert trainer.train(config) == 0
+    for step in (2, 3):
+        checkpoint.verify(runs.folder / "run" / "checkpoints" / f"step-{step:07d}")
 
 
 def test_asked_to_stop_in_its_last_step_a_run_is_finished(runs, tree, unfinished, at_step):

@@ -2,14 +2,16 @@
 
     python -P tests/pretrain/zygote.py
 
-reads a JSON object a line: `config` (a YAML file), `ranks`, `keys` (a folder: each rank notes there what it is fed) and
-either nothing more, or when to `kill -9` all ranks: `after` so many seconds, or as soon as the path `when` exists.
+reads a JSON object a line: `config` (a YAML file), `ranks`, `keys` (a folder: each rank notes there what it is fed),
+perhaps `full` (a rank whose files may not grow beyond 50 kB), and perhaps when to `kill -9` all ranks: `after` so many
+seconds, or as soon as the path `when` exists.
 It answers with the ranks' exit codes (-9: killed) and what they said, in a line of JSON.
 """
 
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -27,6 +29,9 @@ def rank(number: int, ranks: int, port: int, order: dict) -> int:
     from pretrain.launch import World, rank_environment
 
     os.environ.update(rank_environment(World(number, number, ranks), "127.0.0.1", port))
+    if order.get("full") == number:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     if "keys" in order:
         notes = Path(order["keys"]) / f"{number}.jsonl"
 
