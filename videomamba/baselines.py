@@ -122,36 +122,85 @@ def faiss_flat(vectors_VE: "NDArray[np.float32]") -> Any:
     return index
 
 
-def recalls_by_argsort(clips_VE: "NDArray[np.float32]", texts_VE: "NDArray[np.float32]") -> dict[str, dict[str, float]]:
-    """R@1, 5 and 10 both ways of clips and their texts, one each, as retrieval code commonly has it."""
+def recalls_by_argsort(
+    clips_VE: "NDArray[np.float32]", texts_VE: "NDArray[np.float32]", samples: int = 1000
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
+    """R@1, 5, 10 and 50, median and mean rank both ways of clips and their texts, one each, as retrieval code commonly
+    has it, and beside them their 95 % intervals by a loop over resamplings of the queries.
+    """
     import numpy as np
 
-    scores_VC = clips_VE @ texts_VE.T
-    table = {}
+    def numbers(ranks_Q: "NDArray[Any]") -> dict[str, float]:
+        recalls = {f"R@{k}": 100.0 * float((ranks_Q < k).mean()) for k in (1, 5, 10, 50)}
+        return recalls | {"MedR": float(np.median(ranks_Q)) + 1, "MeanR": float(ranks_Q.mean()) + 1}
+
+    scores_VC, generator = clips_VE @ texts_VE.T, np.random.default_rng(0)
+    table, intervals = {}, {}
     for way, scores in (("t2v", scores_VC.T), ("v2t", scores_VC)):
         order = np.argsort(-scores, axis=1)
-        ranks = np.where(order == np.arange(len(order))[:, None])[1]
-        table[way] = {f"R@{k}": 100.0 * float((ranks < k).mean()) for k in (1, 5, 10)}
-    return table
+        ranks_Q = np.where(order == np.arange(len(order))[:, None])[1]
+        table[way] = numbers(ranks_Q)
+        drawn = [numbers(generator.choice(ranks_Q, len(ranks_Q))) for _ in range(samples)]
+        intervals[way] = {name: np.percentile([one[name] for one in drawn], [2.5, 97.5]) for name in table[way]}
+    return table, intervals
 
 
-def match_pair_by_pair(
+def match_clip_by_clip(
     model: "JointModel",
     tokens_VND: "NDArray[np.float16]",
     hidden_ULD: Tensor,
     mask_UL: Tensor,
-    pairs: list[tuple[int, int]],
+    texts: list[Any],
     batch: int = 16,
 ) -> "NDArray[np.float32]":
-    """Match scores (P,) by the model's own decoder, a batch of pairs at a time, as the published code scores them."""
+    """Match scores by the model's own decoder, (pairs,): each clip with `texts` of its own, a batch at a time.
+
+    As the published code scores them: the clip's tokens stand once for each of its texts, and so do keys and values.
+    """
     import numpy as np
 
     scores = []
-    for start in range(0, len(pairs), batch):
-        clips, texts = zip(*pairs[start : start + batch], strict=True)
-        tokens = torch.from_numpy(np.ascontiguousarray(tokens_VND[list(clips)])).float()
-        logits = model.match_logits(hidden_ULD[list(texts)], mask_UL[list(texts)], tokens)
-        scores.append(logits[:, 1].float().numpy())
+    for clip, texts_M in enumerate(texts):
+        tokens_ND = torch.from_numpy(np.array(tokens_VND[clip])).float()
+        for part in torch.from_numpy(texts_M).split(batch):
+            logits = model.match_logits(hidden_ULD[part], mask_UL[part], tokens_ND.expand(len(part), -1, -1))
+            scores.append(logits[:, 1].float().numpy())
+    return np.concatenate(scores)
+
+
+def match_keys_once(
+    model: "JointModel",
+    tokens_VND: "NDArray[np.float16]",
+    hidden_ULD: Tensor,
+    mask_UL: Tensor,
+    texts: list[Any],
+    batch: int = 64,
+) -> "NDArray[np.float32]":
+    """The same scores by a loop that makes a clip's keys and values once and calls the layers' own parts on them."""
+    import numpy as np
+
+    tower, scores = model.text_encoder, []
+    layers: list[Any] = list(tower.fusion_layers())
+
+    def heads(rows: Any) -> Any:
+        return rows.unflatten(-1, (tower.config.heads, -1)).transpose(-3, -2)
+
+    for clip, texts_M in enumerate(texts):
+        tokens_ND = torch.from_numpy(np.array(tokens_VND[clip])).float()
+        crosses = [layer.crossattention for layer in layers]
+        seen = [(heads(cross.self.key(tokens_ND)), heads(cross.self.value(tokens_ND))) for cross in crosses]
+        for part in torch.from_numpy(texts_M).split(batch):
+            state_BLD, mask_B11L = hidden_ULD[part], mask_UL[part, None, None, :].bool()
+            for layer, keys_values in zip(layers, seen, strict=True):
+                own = layer.attention
+                asked, key, value = (heads(make(state_BLD)) for make in (own.self.query, own.self.key, own.self.value))
+                read = F.scaled_dot_product_attention(asked, key, value, attn_mask=mask_B11L)
+                state_BLD = own.output(read.transpose(1, 2).flatten(2), state_BLD)
+                key, value = (part_AND.expand(len(part), -1, -1, -1) for part_AND in keys_values)
+                read = F.scaled_dot_product_attention(heads(layer.crossattention.self.query(state_BLD)), key, value)
+                state_BLD = layer.crossattention.output(read.transpose(1, 2).flatten(2), state_BLD)
+                state_BLD = layer.feed_forward_chunk(state_BLD)
+            scores.append(F.linear(state_BLD[:, 0], model.itm_head.weight, model.itm_head.bias)[:, 1].numpy())
     return np.concatenate(scores)
 
 

@@ -1,11 +1,11 @@
 """`videomamba bench retrieval`: exact search, a whole dual evaluation, and re-ranking, each against its plain form.
 
-Rows: `flat-<V>x<E>` against a bare FAISS index, `dual-<V>` (the scores and metrics of V clips and as many texts)
-against the same by numpy, and `rerank` (pairs a second) against a loop over the model's own decoder.
+Rows: `flat-<V>x<E>` against a bare FAISS index; `dual-<V>`, from the vectors of V clips and as many texts to all
+numbers with their intervals (ours with every query's listing and ranks on disk), against the same numbers by numpy; and
+those of bench_rerank.py.
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from videomamba.bench_rerank import ACTIVITYNET, RERANK, RerankSize, SetSize, memory_row, rerank_rows
 from videomamba.bench_table import Row, interleave, report, row
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from pretrain.models.joint import JointModel
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,28 @@ class Size:
     width: int = 512
     queries: int = 100
     clips: int = 1000
-    pairs_clips: int = 24
-    top: int = 32
-    patches: int = 1568
+    rerank: RerankSize = RERANK
+    memory: SetSize = ACTIVITYNET
     repeats: int = 5
 
 
-QUICK = Size(vectors=20_000, width=64, queries=20, clips=60, pairs_clips=4, top=4, patches=32, repeats=2)
+QUICK = Size(
+    vectors=20_000,
+    width=64,
+    queries=20,
+    clips=60,
+    rerank=RerankSize(clips=2, texts=4, patches=32, repeats=2),
+    memory=SetSize(clips=70, patches=32, longest=20, full_texts=8, top=16, vocabulary=100, depth=1),
+    repeats=2,
+)
 
 
 def measure(size: Size) -> Iterator[Row]:
-    """Every row, one after the other."""
+    """Every row, one after the other; what takes most memory in a process of its own."""
     yield _flat(size)
     yield _dual(size)
-    yield from _rerank(size)
+    yield from rerank_rows(size.rerank)
+    yield memory_row(size.memory)
 
 
 def _unit(generator: "np.random.Generator", rows: int, width: int) -> "NDArray[np.float32]":
@@ -70,83 +77,37 @@ def _flat(size: Size) -> Row:
 
 
 def _dual(size: Size) -> Row:
-    """From vectors to recalls, both ways, without intervals."""
+    """From vectors to everything that an evaluation writes, but for the protocol."""
     import numpy as np
 
-    from retrieval_eval import metrics
+    from retrieval_eval import results
+    from retrieval_eval.comparison import write_ranks
+    from retrieval_eval.config import RerankConfig, RetrievalConfig, RetrievalData
+    from retrieval_eval.embed import ClipList
     from retrieval_eval.index import FlatIndex
+    from retrieval_eval.listing import write_listing
     from videomamba.baselines import recalls_by_argsort
 
     generator = np.random.default_rng(1)
     clips, texts = (_unit(generator, size.clips, size.width) for _ in range(2))
-    owner = np.arange(size.clips)
+    owner, names = np.arange(size.clips), [f"clip {n}" for n in range(size.clips)]
+    listed = ClipList(names, owner.tolist(), [[name] for name in names], [])
+    config = RetrievalConfig(
+        checkpoint="", data=RetrievalData(path=""), out="", rerank=RerankConfig(top=0), controls=()
+    )
 
     def ours() -> dict[str, Any]:
-        scores = FlatIndex(clips).scores(texts).T
-        return metrics.both_directions(scores, scores, owner, samples=0)[0]
+        scores = results.Scores(np.ascontiguousarray(FlatIndex(clips).scores(texts).T))
+        made, ranks = results.tables(config, {"clips": scores}, owner, owner, None)
+        with tempfile.TemporaryDirectory() as folder:
+            write_listing(Path(folder) / "q", listed, names, owner, owner, scores.dual_VU, None, 5, config.ties)
+            write_ranks(Path(folder), ranks)
+        return dict(made["dual"])
 
-    found, plain = ours(), recalls_by_argsort(clips, texts)
+    found, (plain, _) = ours(), recalls_by_argsort(clips, texts)
     assert all(abs(found[way][name] - value) < 1e-9 for way, table in plain.items() for name, value in table.items())
     times = interleave(ours, lambda: recalls_by_argsort(clips, texts), size.repeats)
     return row(f"dual-{size.clips}", *times, "numpy argsort")
-
-
-def _rerank(size: Size) -> Iterator[Row]:
-    import numpy as np
-    import torch
-
-    from retrieval_eval.decoder import PairScorer
-    from retrieval_eval.rerank import Candidates, rerank
-    from retrieval_eval.store import RowWriter, read_rows
-    from retrieval_eval.texts import TextStates
-    from videomamba.baselines import match_pair_by_pair
-
-    model, clips, words = _decoder(), size.pairs_clips, 24
-    width, vision = model.text_encoder.config.width, model.config.vision.width
-    generator = np.random.default_rng(2)
-    hidden = torch.from_numpy(generator.standard_normal((clips, words, width), dtype=np.float32))
-    lengths = np.full(clips, words)
-    mask = torch.ones(clips, words, dtype=torch.long)
-    dual = generator.standard_normal((clips, clips), dtype=np.float32)
-    order = np.argsort(-dual, axis=1)[:, : size.top]
-    candidates = Candidates(np.argsort(-dual, axis=0).T[:, : size.top], order)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        with RowWriter(Path(folder) / "tokens.f16", np.float16) as writer:
-            for _ in range(clips):
-                writer.write(generator.standard_normal((1, size.patches, vision), dtype=np.float32))
-        tokens = read_rows(Path(folder) / "tokens.f16")
-        scorer = PairScorer(model)
-        states = TextStates(scorer.start(hidden, mask).numpy(), lengths)
-        wanted = np.logical_or(*candidates.marked(clips, clips))
-        pairs = [(clip, text) for clip, text in np.argwhere(wanted).tolist()]
-
-        def ours() -> Any:
-            return rerank(dual, candidates, tokens, states, scorer)
-
-        def plain() -> Any:
-            return match_pair_by_pair(model, tokens, hidden, mask, pairs)
-
-        began = time.perf_counter()
-        made, naive = ours(), plain()
-        spent = time.perf_counter() - began
-        found = np.array([np.nanmax([made.t2v_VU[p], made.v2t_VU[p]]) for p in pairs])
-        assert np.allclose(found, naive, atol=1e-3), float(np.abs(found - naive).max())
-        repeats = size.repeats if spent < 10 else 2
-        mine, theirs = interleave(ours, plain, repeats)
-        rate, base = (1000 * len(pairs) / spent for spent in (mine, theirs))
-        yield Row("rerank", round(rate, 1), round(base, 1), "decoder", "pairs/s", round(rate / base, 3))
-
-
-def _decoder() -> "JointModel":
-    """A joint model with the released text tower's fusion layers (BERT-base) and a vision tower that is not run."""
-    import torch
-
-    from pretrain.models.config import JointConfig, TextConfig, VisionConfig
-    from pretrain.models.joint import JointModel
-
-    torch.manual_seed(0)
-    vision = VisionConfig(depth=1, width=576, frames=8, pool_norm=True)
-    return JointModel(JointConfig(vision=vision, text=TextConfig(layers=0, vocab_size=64, dropout=0.0))).eval()
 
 
 def _short(count: int) -> str:
@@ -157,5 +118,5 @@ def retrieval(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here as well.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, to see that it runs.")] = False,
 ) -> None:
-    """Exact search, a dual evaluation and re-ranking against FAISS, numpy and the bare decoder."""
+    """Exact search, a dual evaluation and re-ranking against FAISS, numpy and the bare decoder; memory of the last."""
     report("retrieval", list(measure(QUICK if quick else Size())), json_file)

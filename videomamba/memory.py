@@ -34,8 +34,13 @@ def peak_of(run: Callable[[], object]) -> int:
     return max(1, _status("VmHWM") - before)
 
 
-def _status(field: str) -> int:
-    for line in (PROC / "self" / "status").read_text().splitlines():
+def anonymous_bytes(pid: int) -> int:
+    """What a process holds in memory that is no file's: what the system cannot simply read again."""
+    return _status("RssAnon", pid)
+
+
+def _status(field: str, pid: int | str = "self") -> int:
+    for line in (PROC / str(pid) / "status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{PROC / 'self' / 'status'} has no {field}")
+    raise OSError(f"{PROC / str(pid) / 'status'} has no {field}")

@@ -35,3 +35,11 @@ def test_a_vector_that_is_not_finite_is_refused() -> None:
     vectors[2, 3] = np.inf
     with pytest.raises(UserError, match="1 of 4 vectors"):
         FlatIndex(vectors)
+
+
+def test_all_scores_are_those_that_a_search_for_everything_finds() -> None:
+    generator = np.random.default_rng(3)
+    index = FlatIndex(unit(generator, 301, 64))
+    queries = unit(generator, 50, 64)
+    found_QK, positions_QK = index.search(queries, 301)
+    assert np.abs(np.take_along_axis(index.scores(queries), positions_QK, axis=1) - found_QK).max() < 1e-5

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from videomamba.bench_retrieval import QUICK, measure
+from videomamba.bench_rerank import rerank_rows
+from videomamba.bench_retrieval import QUICK
 
 
 def test_the_quick_bench_has_its_rows(videomamba, tmp_path: Path) -> None:
@@ -14,7 +15,8 @@ def test_the_quick_bench_has_its_rows(videomamba, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads(result.read_text())["rows"]}
     assert {name: row["baseline_name"] for name, row in rows.items()} == {
-        "flat-20kx64": "faiss", "dual-60": "numpy argsort", "rerank": "decoder"
+        "flat-20kx64": "faiss", "dual-60": "numpy argsort", "rerank": "decoder", "rerank-keys": "decoder, keys once",
+        "memory-70": "limit",
     }  # fmt: skip
     assert rows["rerank"]["ratio"] == pytest.approx(rows["rerank"]["ours"] / rows["rerank"]["baseline"], abs=0.01)
 
@@ -25,4 +27,4 @@ def test_a_decoder_that_scores_otherwise_is_noticed(monkeypatch: pytest.MonkeyPa
     right = PairScorer.score
     monkeypatch.setattr(PairScorer, "score", lambda *arguments: right(*arguments) + 0.01)
     with pytest.raises(AssertionError):
-        list(measure(QUICK))
+        list(rerank_rows(QUICK.rerank))
