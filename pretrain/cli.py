@@ -40,13 +40,13 @@ def pretrain(
     SIGTERM, SIGUSR2 or a file called stop in the run folder have all ranks save after the next step and leave with 0.
     """
     run = load_config(config, PretrainConfig, overrides or [])
-    if print_config:
-        typer.echo(to_yaml(run), nl=False)
-        return
     world = find_world()
     if "RANK" in os.environ and ranks > 1:
         raise UserError("--ranks starts ranks, but this process is one already (RANK is set).", "Leave --ranks out.")
     check_world(run, max(ranks, world.size))
+    if print_config:
+        typer.echo(to_yaml(run), nl=False)
+        return
     check_inputs(run)
     run = resolve_length(run)
     if check:

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from configs.errors import ConfigError, UserError
-from configs.loader import find_config
+from configs.loader import find_config, read_tree
 from slurm.cluster import ClusterProfile, load_cluster
 from slurm.job import Job, Resources, absolute, videomamba_command
 from slurm.render import render
@@ -20,12 +20,13 @@ from slurm.submit import prepare, submit, test_only
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-Run = Annotated[Path, typer.Argument(help="The run folder, the config's `out`.")]
+Run = Annotated[Path, typer.Argument(help="The run folder, the config's `out`; or the folder of a pipeline.")]
 
 
 @app.command("submit", epilog="Example: videomamba submit stage1.yaml out=runs/stage1 --cluster mysite.yaml --nodes 4")
 def submit_config(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config.")],
+    ctx: typer.Context,
+    config: Annotated[str, typer.Argument(help="A YAML file of a run or a pipeline, or the name of a packaged one.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Assignments over the config, such as optim.lr=1e-4.", metavar="[KEY=VALUE]..."),
@@ -39,9 +40,17 @@ def submit_config(
     after: Annotated[list[str] | None, typer.Option(help="Start when this job has succeeded (repeatable).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show the script, submit nothing.")] = False,
 ) -> None:
-    """Submit a pretraining run to Slurm; it survives time limits, preemption, crashes and lost nodes."""
+    """Submit a pretraining run, or a pipeline of several steps, to Slurm.
+
+    It survives time limits, preemption, crashes and lost nodes. A pipeline's steps say themselves what they ask for.
+    """
     if not cluster:
         raise UserError("No cluster is named.", "Give --cluster NAME or FILE, or set VIDEOMAMBA_CLUSTER.")
+    if isinstance(read_tree(config).get("steps"), dict):
+        if nodes != "1" or gpus or time:
+            raise UserError("--nodes, --gpus and --time are of a single run.", "Write them into the steps' resources.")
+        _submit_pipeline(ctx, config, overrides or [], load_cluster(cluster), tuple(after or []), dry_run)
+        return
     profile, (least, most) = load_cluster(cluster), _node_range(nodes)
     asked = Resources(nodes=most, min_nodes=least, tasks_per_node=gpus, time=time)
     pretrain = ("pretrain", str(find_config(config)), *(overrides or []))
@@ -63,6 +72,28 @@ def submit_config(
     number = submit(job, profile, snapshot_code(work / "code"))
     typer.echo(number)
     typer.echo(f"Look with: videomamba status {run}\nRead with: tail -f {work}/logs/latest/rank0.log", err=True)
+
+
+def _submit_pipeline(
+    ctx: typer.Context,
+    name: str,
+    overrides: list[str],
+    cluster: ClusterProfile,
+    after: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    from rich.console import Console
+
+    from slurm.pipeline.config import load_pipeline
+    from slurm.pipeline.submit import show_jobs, submit_pipeline
+
+    pipeline, tree, console = load_pipeline(name, overrides), ctx.find_root().command, Console(soft_wrap=True)
+    if dry_run:
+        show_jobs(pipeline, tree, cluster, console)
+        return
+    chain = submit_pipeline(pipeline, tree, cluster, console, after=after)
+    said = f"Look with: videomamba status {chain.folder}" if chain.ids else f"All of {chain.folder} is done."
+    typer.echo(said, err=True)
 
 
 def make_job(cluster: ClusterProfile, run: Path, asked: Resources, after: tuple[str, ...] = ()) -> Job:
@@ -100,8 +131,16 @@ def _videomamba(*arguments: str) -> str:
 @app.command("status", epilog="Example: videomamba status runs/stage1")
 def status(run: Run) -> None:
     """Where a submitted run is: queue, restarts, progress, and the last error."""
+    from slurm.pipeline.jobs import describe_chain, is_pipeline
     from slurm.status import describe
 
+    if is_pipeline(run):
+        from rich.console import Console
+
+        table, errors = describe_chain(run)
+        Console(soft_wrap=True).print(table)
+        typer.echo("\n".join(errors), nl=bool(errors))
+        return
     for line in describe(absolute(run)):
         typer.echo(line)
 
@@ -111,7 +150,8 @@ def cancel(
     run: Run, now: Annotated[bool, typer.Option("--now", help="Do not let it save what it has first.")] = False
 ) -> None:
     """End a submitted run; it saves first, and can be submitted again."""
+    from slurm.pipeline.jobs import cancel_chain, is_pipeline
     from slurm.status import cancel as end
 
-    for line in end(absolute(run), now):
+    for line in cancel_chain(run, now) if is_pipeline(run) else end(absolute(run), now):
         typer.echo(line)

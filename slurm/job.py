@@ -51,7 +51,8 @@ class Job(Frozen):
     """A command, started as many times at once as there are tasks, and started again until its work is done.
 
     `command` is an argument list (`videomamba_command` makes one); `run` its run folder and `workdir` the folder it
-    starts in, both absolute; `code` the folder of our packages (a snapshot), put on PYTHONPATH. `after` are job
+    starts in, both absolute; `code` the folder of our packages (a snapshot), put on PYTHONPATH. `mounts` are folders
+    that a container has to see beside the run folder and the working directory. `after` are job
     ids that must have succeeded. `array` starts that many elements, numbered from 0, `at_once` of them at a time;
     `%a` in the command stands for the number. `done` is a file whose being there says that the work is done
     (None: done.json in the run folder). `max_restarts` 0 never starts it again (None: the cluster's limit).
@@ -62,6 +63,7 @@ class Job(Frozen):
     run: Path
     workdir: Path
     code: Path | None = None
+    mounts: tuple[Path, ...] = ()
     resources: Resources = Resources()
     after: tuple[str, ...] = ()
     array: int | None = Field(None, ge=1)

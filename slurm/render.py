@@ -203,7 +203,7 @@ def _container(job: Job, cluster: ClusterProfile) -> list[str]:
     container = cluster.container
     if container is None:
         return []
-    mounts = list(dict.fromkeys([str(job.run), str(job.workdir), *container.mounts]))
+    mounts = list(dict.fromkeys([str(job.run), str(job.workdir), *map(str, job.mounts), *container.mounts]))
     options = [shlex.quote(option) for option in container.options]
     image, workdir = shlex.quote(container.image), shlex.quote(str(job.workdir))
     if container.kind == "pyxis":

@@ -19,7 +19,7 @@ from slurm.job import Resources
 from slurm.pipeline.config import Pipeline, Step, nearest
 from slurm.pipeline.names import Names, as_text
 
-OWN = ("logs", "steps")
+OWN = ("logs", "steps", "jobs", "code")
 """Folders that the pipeline keeps for itself in its folder."""
 
 

@@ -30,7 +30,7 @@ class Record:
     """What became of a part: its `seconds`, over all runs that it took, and `peak_bytes` of its processes together.
 
     `unfinished` has left in good order before its work was done, as a run does that was asked to stop; `stopped` was
-    ended by the runner. `job` is the job's number on a cluster.
+    ended by the runner. `job` is the job's number on a cluster, `finished` the file that it leaves when all went well.
     """
 
     commands: list[list[str]]
@@ -40,6 +40,7 @@ class Record:
     peak_bytes: int = 0
     exit_code: int | None = None
     job: str | None = None
+    finished: str | None = None
 
 
 class PipelineFolder:
@@ -111,7 +112,11 @@ class PipelineFolder:
             return False
         if part.done is not None:
             return part.done.exists()
-        return record is not None and record.state == "done"
+        return record is not None and (record.state == "done" or _left(record.finished))
+
+
+def _left(marker: str | None) -> bool:
+    return marker is not None and Path(marker).exists()
 
 
 def as_lists(commands: tuple[tuple[str, ...], ...]) -> list[list[str]]:

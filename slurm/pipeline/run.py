@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.errors import UserError
-from slurm.pipeline.chain import Chain, resolve
+from slurm.pipeline.chain import Chain, Task, resolve
 from slurm.pipeline.commands import check_alone, check_commands, takes
 from slurm.pipeline.config import Pipeline
 from slurm.pipeline.folder import PipelineFolder, Record, finished, took
+from slurm.pipeline.jobs import refuse_queued
 from slurm.pipeline.plan import Plan, Selection, make_plan
 from slurm.pipeline.runner import Outcome, Runner, tail
 
@@ -23,10 +24,11 @@ def run_pipeline(pipeline: Pipeline, tree: Any, selection: Selection, console: C
     unfinished, and KeyboardInterrupt or UserError (143) after Ctrl-C or TERM.
     """
     chain = resolve(pipeline)
-    check_commands(chain, tree)
+    check_commands(chain, tree, _ranks_here)
     folder = PipelineFolder(chain.folder)
     make_plan(chain, folder, selection)  # refuses before a folder is made
     with folder:
+        refuse_queued(chain, folder)
         plan = make_plan(chain, folder, selection)
         folder.keep(pipeline)
         for name in plan.skipped:
@@ -39,7 +41,7 @@ def run_pipeline(pipeline: Pipeline, tree: Any, selection: Selection, console: C
 def show_plan(pipeline: Pipeline, tree: Any, selection: Selection, console: Console) -> None:
     """Print what `run_pipeline` would do: every command line, and what is done already."""
     chain = resolve(pipeline)
-    check_commands(chain, tree)
+    check_commands(chain, tree, _ranks_here)
     folder = PipelineFolder(chain.folder)
     plan = make_plan(chain, folder, selection)
     for name, task in chain.tasks.items():
@@ -57,7 +59,7 @@ def show_plan(pipeline: Pipeline, tree: Any, selection: Selection, console: Cons
 def check_pipeline(pipeline: Pipeline, tree: Any, selection: Selection, console: Console) -> None:
     """Check every step as far as it goes now: its command line and config, and by `--check` where its inputs exist."""
     chain = resolve(pipeline)
-    check_commands(chain, tree)
+    check_commands(chain, tree, _ranks_here)
     folder = PipelineFolder(chain.folder)
     plan, done = make_plan(chain, folder, selection), finished(chain, folder)
     shown = Table("step", "checked", "says")
@@ -67,12 +69,16 @@ def check_pipeline(pipeline: Pipeline, tree: Any, selection: Selection, console:
             waits = ", ".join(need for need in task.needs if need not in done)
             shown.add_row(name, "command and config", f"its inputs come from {waits}")
         elif any(takes(tree, command, "check") for command in parts[0].commands):
-            shown.add_row(name, "by --check", "\n".join(check_alone(task, parts[0], tree)))
+            shown.add_row(name, "by --check", "\n".join(check_alone(task, parts[0], tree, task.ranks)))
         else:
             shown.add_row(name, "command and config", "")
     for name in plan.skipped:
         shown.add_row(name, "", "done")
     console.print(shown)
+
+
+def _ranks_here(task: Task) -> tuple[int, ...]:
+    return (task.ranks,)
 
 
 def table(chain: Chain, folder: PipelineFolder, plan: Plan) -> Table:

@@ -65,11 +65,11 @@ class Runs:
         path.write_text(yaml.safe_dump({"folder": str(self.folder / "run"), **more, "steps": steps}, sort_keys=False))
         return path
 
-    def start(self, *arguments: str | Path) -> "subprocess.Popen[str]":
-        """`videomamba run ARGUMENTS`, not waited for."""
+    def start(self, *arguments: str | Path, command: str = "run") -> "subprocess.Popen[str]":
+        """`videomamba COMMAND ARGUMENTS`, not waited for."""
         paths = os.pathsep.join((str(self.folder / "hook"), str(ROOT)))
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "videomamba", "run", *map(str, arguments)],
+            [sys.executable, "-P", "-m", "videomamba", command, *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "150"},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -77,9 +77,9 @@ class Runs:
             text=True,
         )
 
-    def __call__(self, *arguments: str | Path, code: int = 0) -> str:
-        """What `videomamba run ARGUMENTS` says; it has to leave with `code`."""
-        process = self.start(*arguments)
+    def __call__(self, *arguments: str | Path, command: str = "run", code: int = 0) -> str:
+        """What `videomamba COMMAND ARGUMENTS` says; it has to leave with `code`."""
+        process = self.start(*arguments, command=command)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == code, said
         return said
@@ -88,6 +88,14 @@ class Runs:
         """What the probes of a step have said in their file, without their process ids."""
         path = self.folder / "run" / name
         return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def python(self) -> str:
+        """An interpreter whose `videomamba` knows the probe, for the jobs of a cluster."""
+        script = self.folder / "python"
+        paths = f"{self.folder / 'hook'}:$PYTHONPATH"
+        script.write_text(f'#!/bin/sh\nPYTHONPATH="{paths}" exec {sys.executable} "$@"\n')
+        script.chmod(0o755)
+        return str(script)
 
     def record(self, name: str) -> dict[str, object]:
         """The record of a part."""
