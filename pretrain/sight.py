@@ -87,10 +87,13 @@ class Sight:
 
 
 def open_teacher(config: PretrainConfig, device: torch.device) -> ClipTeacher:
-    """The teacher that a run names, on `device`; UserError if it cannot be built or does not fit the student."""
+    """The teacher that a run names, on `device`.
+
+    UserError if it cannot be built, does not fit the student, or lacks the attention that the run's mask is drawn by.
+    """
     assert config.teacher is not None  # asked by the callers
     visual, rule, vision = config.data.visual(), config.teacher, config.vision
-    return ClipTeacher.from_open_clip(
+    teacher = ClipTeacher.from_open_clip(
         rule.source,
         rule.weights,
         mean=visual.mean if rule.pixels == "released" else None,
@@ -103,4 +106,10 @@ def open_teacher(config: PretrainConfig, device: torch.device) -> ClipTeacher:
         stride=rule.frame_stride,
         chunk=rule.chunk,
         grid=(vision.image_size // vision.patch_size,) * 2,
-    ).to(device)
+    )
+    if config.mask is not None and config.mask.kind == "attention" and not teacher.tower.attends:
+        raise UserError(
+            f"mask.kind is attention, and the teacher {rule.source} has none: it sums a frame up by a mean.",
+            "Use mask.kind=tube, random, clip_row or frame_row, or a teacher with a cls token or an attention pooling.",
+        )
+    return teacher.to(device)

@@ -41,7 +41,7 @@ class TeacherCache:
     def read(self, batch: Batch, device: torch.device) -> TeacherOutput:
         """What the teacher made of the batch's clips when the cache was filled."""
         held = self.stores[batch.corpus].read(batch.index.tolist(), device)
-        return TeacherOutput(held["features"].transpose(0, 1).contiguous(), held["attention"])
+        return TeacherOutput(held["features"].transpose(0, 1).contiguous(), held.get("attention"))
 
 
 def teacher_digest(teacher: ClipTeacher) -> str:
@@ -90,7 +90,8 @@ def fill(config: PretrainConfig, teacher: ClipTeacher, device: torch.device, bat
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 made = [teacher(part.frames.to(device)) for part in parts]
             features = {"features": torch.cat([out.features_JBLC.transpose(0, 1) for out in made])} if made else {}
-            attention = {"attention": torch.cat([out.attention_BKN for out in made])} if made else {}
+            seen = [out.attention_BKN for out in made if out.attention_BKN is not None]
+            attention = {"attention": torch.cat(seen)} if seen else {}
             store.write(shard, [index for part in parts for index in part.index.tolist()], features, attention)
             done += stop - start
             yield done, todo

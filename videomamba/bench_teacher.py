@@ -77,7 +77,7 @@ def _kept(folder: Path, batch: "Batch", live: "TeacherOutput", width: str) -> "T
     features_BJLC = live.features_JBLC.transpose(0, 1)
     for shard in store.missing():
         start, stop = store.span(shard)
-        attention = {"attention": live.attention_BKN[start:stop]}
+        attention = {} if live.attention_BKN is None else {"attention": live.attention_BKN[start:stop]}
         store.write(shard, range(start, stop), {"features": features_BJLC[start:stop]}, attention)
     return TeacherCache([store] * (batch.corpus + 1))
 

@@ -3,7 +3,7 @@
 B batch, T frames, K = T / tubelet token frames, N patches a frame, L = 1 + K N, J layers, W the tower's width,
 C the teacher's output width, F frames at once.
 
-It gives the features that the student's visible tokens are aligned to, and the cls attention of its last block,
+It gives the features that the student's visible tokens are aligned to, and the attention of its cls token or pooling,
 by which the attention mask is drawn. Pixels are normalised as its own CLIP wants them. It is no nn.Module, so
 it appears in no state dict, no optimizer and no checkpoint of the student. Source: reference 2.2 and 2.7.
 """
@@ -25,14 +25,17 @@ LOCAL = "local-dir:"
 
 
 class TeacherOutput(NamedTuple):
-    """Features (J, B, L, C), shallow layers first, cls at 0, not normalised; attention (B, K, N), rows sum below 1."""
+    """Features (J, B, L, C), shallow layers first, cls at 0, not normalised.
+
+    Attention (B, K, N), whose rows sum to 1 or less; None where the tower has none.
+    """
 
     features_JBLC: Tensor
-    attention_BKN: Tensor
+    attention_BKN: Tensor | None
 
 
 class ClipTeacher:
-    """A frozen visual tower of open_clip; which ones: towers.py.
+    """A frozen visual tower of open_clip; what is read of each make of tower: pretrain/models/towers.
 
     `layers` counts the blocks whose tokens are given, the last one and each `interval` blocks before it; `ln_post`
     applies the tower's final norm before the projection (the release does not). `image_size` runs it at another
@@ -71,7 +74,7 @@ class ClipTeacher:
                 "Use a divisor of vision.tubelet; 1 looks at every frame.",
             )
         self.visual = visual.eval().requires_grad_(False)
-        self.layers = last_layers(len(self.tower.blocks), layers, interval)
+        self.layers = last_layers(self.tower.depth, layers, interval)
         self.mean, self.std, self.tubelet, self.stride = mean, std, tubelet // stride, stride
         self.chunk, self.ln_post = chunk, ln_post
         self.width = self.tower.width
@@ -132,24 +135,30 @@ class ClipTeacher:
         at_once = max(1, self.chunk // share) * share
         parts = [self._frames(prepare(part_FCHW), share) for part_FCHW in frames_BTCHW.flatten(0, 1).split(at_once)]
         cls_JFW, patches_JKNC = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1))
-        attention_KN = torch.cat([part[2] for part in parts])
-        with torch.autocast(frames_BTCHW.device.type, enabled=False):
-            cls_JB1C = self.tower.project(cls_JFW.unflatten(1, (B, T)).mean(2, keepdim=True))
+        cls_JB1C = cls_JFW.unflatten(1, (B, T)).mean(2, keepdim=True)
+        if not self.tower.pooled:
+            with torch.autocast(frames_BTCHW.device.type, enabled=False):
+                cls_JB1C = self.tower.project(cls_JB1C)
         patches_JBLC = patches_JKNC.unflatten(1, (B, -1)).flatten(2, 3)
-        return TeacherOutput(torch.cat([cls_JB1C, patches_JBLC], dim=2), attention_KN.unflatten(0, (B, -1)))
+        features_JBLC = torch.cat([cls_JB1C, patches_JBLC], dim=2)
+        if not self.tower.attends:
+            return TeacherOutput(features_JBLC, None)
+        return TeacherOutput(features_JBLC, torch.cat([part[2] for part in parts]).unflatten(0, (B, -1)))
 
     def _frames(self, pixels_FCHW: Tensor, share: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of whole tubelets of `share` frames: cls tokens (J, F, W); projected patches (J, F / share, N, C) and
-        attention (F / share, N), both means over a tubelet.
+        """Of whole tubelets of `share` frames: cls as the tower gives it (J, F, W or C); projected patches
+        (J, F / share, N, C) and attention (F / share, N; empty if it has none), both means over a tubelet.
         """
-        tokens, attention_FN = self.tower(pixels_FCHW, self.layers)
+        seen = self.tower.see(pixels_FCHW, self.layers)
         with torch.autocast(pixels_FCHW.device.type, enabled=False):
-            tokens_JFMW = torch.stack([token.float() for token in tokens])
+            cls_JFW = torch.stack([cls_FW.float() for cls_FW in seen.cls])
+            patches_JFNW = torch.stack([patch_FNW.float() for patch_FNW in seen.patches])
             if self.ln_post:
-                tokens_JFMW = self.tower.norm(tokens_JFMW)
-            patches_JKNW = tokens_JFMW[:, :, 1:].unflatten(1, (-1, share)).mean(2)
-            patches_JKNC = self.tower.project(patches_JKNW)
-        return tokens_JFMW[:, :, 0].clone(), patches_JKNC, attention_FN.unflatten(0, (-1, share)).mean(1)
+                cls_JFW = cls_JFW if self.tower.pooled else self.tower.norm(cls_JFW)
+                patches_JFNW = self.tower.norm(patches_JFNW)
+            patches_JKNC = self.tower.project(patches_JFNW.unflatten(1, (-1, share)).mean(2))
+        attention_FN = pixels_FCHW.new_empty(len(pixels_FCHW), 0) if seen.attention is None else seen.attention
+        return cls_JFW.clone(), patches_JKNC, attention_FN.unflatten(0, (-1, share)).mean(1)
 
 
 def last_layers(depth: int, layers: int, interval: float) -> tuple[int, ...]:

@@ -124,7 +124,7 @@ def test_another_patch_grid_is_refused(tower):
     ClipTeacher(tower, grid=(4, 4))
     with pytest.raises(UserError, match="teacher sees 4x4 patches a frame and the student 8x8"):
         ClipTeacher(tower, grid=(8, 8))
-    with pytest.raises(UserError, match="is a Linear without the cls token"):
+    with pytest.raises(UserError, match="is a Linear, which open_clip has in none"):
         ClipTeacher(nn.Linear(2, 2))
 
 

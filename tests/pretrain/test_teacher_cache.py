@@ -12,6 +12,7 @@ from pretrain.config import PretrainConfig
 from pretrain.sight import open_teacher
 from pretrain.tasks import build_task
 from pretrain.teacher_cache import TeacherCache, fill, open_stores
+from tests.pretrain.tower_cases import CLIPA, clip_folder
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,18 @@ def test_cached_features_are_the_live_ones_of_the_very_batches_of_a_run(tree, wi
         assert cosine.min() > least
         torch.testing.assert_close(held.attention_BKN, live.attention_BKN, atol=1e-3, rtol=1e-3)
     assert kinds == {"video", "image"}
+
+
+def test_a_teacher_without_attention_has_none_in_the_cache(tree, tmp_path):
+    tree["mask"] = {"kind": "tube", "ratio": 0.5}
+    config = config_of(tree, source=clip_folder(tmp_path, CLIPA))
+    teacher, _ = filled(config)
+    batch = next(iter(TrainLoader(config.data, seed=3, steps=1)))
+    held = TeacherCache.open(config, teacher).read(batch, CPU)
+    assert held.attention_BKN is None
+    live = teacher(batch.frames).features_JBLC
+    assert torch.nn.functional.cosine_similarity(held.features_JBLC, live, dim=-1).min() > 0.9999
+    assert build_task(config, CPU).losses(batch)["alignment"] > 0
 
 
 def test_a_step_with_the_cache_is_the_step_without_and_asks_no_tower(tree, monkeypatch):

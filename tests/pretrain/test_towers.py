@@ -1,4 +1,4 @@
-"""Towers of other makes than OpenAI's: each is held against its own forward pass and an attention computed in full."""
+"""Towers with a cls token: each is held against its own forward pass and an attention computed in full."""
 
 import pytest
 import torch
@@ -7,36 +7,23 @@ from torch import nn
 from configs.errors import UserError
 from data_pipeline.torchvision_shim import ensure_torchvision
 from pretrain.models.teacher import ClipTeacher
+from tests.pretrain.tower_cases import clip_vit, shake, small_timm
 
 ensure_torchvision()
-import open_clip  # noqa: E402
-import timm  # noqa: E402
 from open_clip.timm_model import TimmModel  # noqa: E402
-from open_clip.transformer import VisionTransformer  # noqa: E402
-
-
-def clip_vit(**options):
-    return VisionTransformer(32, 8, 24, 2, 3, 2.0, output_dim=10, **options)
-
-
-def timm_tower(name, **options):
-    """A tower as open_clip builds it, of a timm model made small; it gives timm no sizes itself."""
-    small = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}
-    create = timm.create_model
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("open_clip.timm_model.timm.create_model", lambda *a, **k: create(*a, **small, **k))
-        return TimmModel(name, 10, image_size=32, **options)
-
 
 TOWERS = {
     "open_clip, plain blocks": lambda: clip_vit(),
     "open_clip, layer scale and no pre-norm": lambda: clip_vit(ls_init_value=0.3, no_ln_pre=True),
     "open_clip, custom blocks with normed queries": lambda: clip_vit(qk_norm=True, scale_attn=True),
-    "timm ViT, linear projection": lambda: timm_tower("vit_tiny_patch16_224", pool="token", proj="linear"),
-    "timm ViT of CLIP, classifier as projection": lambda: timm_tower(
+    "timm ViT, linear projection": lambda: small_timm("vit_tiny_patch16_224", pool="token", proj="linear"),
+    "timm ViT of CLIP, classifier as projection": lambda: small_timm(
         "vit_base_patch16_clip_224", pool="token", proj=None
     ),
-    "timm EVA, rotated queries": lambda: timm_tower("eva02_base_patch16_clip_224", pool="token", proj=None),
+    "timm ViT, relative positions": lambda: small_timm(
+        "vit_relpos_medium_patch16_cls_224", pool="", proj="linear", global_pool="token"
+    ),
+    "timm EVA, rotated queries": lambda: small_timm("eva02_base_patch16_clip_224", pool="token", proj=None),
 }
 
 
@@ -69,8 +56,7 @@ def attention_in_full(visual, pixels):
 def test_a_tower(name):
     torch.manual_seed(0)
     visual = TOWERS[name]().eval()
-    for parameter in visual.parameters():  # many begin at zero or one, which would hide a mistake
-        parameter += 0.2 * torch.randn_like(parameter)
+    shake(visual)
     pixels = torch.randn(2, 3, 3, 32, 32)
     teacher = ClipTeacher(visual, ln_post=True, grid=(4, 4), layers=2)
     out = teacher.features(pixels)
@@ -86,23 +72,18 @@ def test_a_tower(name):
     assert larger.features(torch.randn(1, 2, 3, 48, 48)).features_JBLC.shape == (1, 1, 1 + 2 * 36, 10)
 
 
-@pytest.mark.parametrize(
-    ("kind", "make"),
-    [
-        ("ModifiedResNet", lambda: open_clip.create_model("RN50", device="meta").visual),
-        ("VisionTransformer", lambda: clip_vit(attentional_pool=True, attn_pooler_heads=2)),
-        ("VisionTransformer", lambda: timm_tower("vit_base_patch16_siglip_224", pool="map", proj="none")),
-    ],
-)
-def test_a_tower_without_cls_token_is_refused_with_the_ones_that_serve(kind, make):
-    with pytest.raises(UserError, match=f"is a {kind} without the cls token") as refused:
-        ClipTeacher(make())
-    assert "ViT-B-16-quickgelu" in refused.value.cure
-    assert "EVA02-B-16" in refused.value.cure
-
-
 def test_an_attention_that_cannot_be_seen_is_refused():
-    visual = timm_tower("vit_tiny_patch16_224", pool="token", proj="linear")
+    visual = small_timm("vit_tiny_patch16_224", pool="token", proj="linear")
     visual.trunk.blocks[-1].attn.fused_attn = False
     with pytest.raises(UserError, match=r"attention of the teacher's last block \(Block\) cannot be read"):
         ClipTeacher(visual).features(torch.randn(1, 1, 3, 32, 32))
+
+
+def test_a_tower_that_open_clip_has_in_no_model_is_refused_by_name():
+    with pytest.raises(UserError, match="visual tower is a Linear, which open_clip has in none"):
+        ClipTeacher(nn.Linear(2, 2))
+    with pytest.raises(UserError, match="ResNet with a pooling of timm's own"):
+        ClipTeacher(small_timm("resnet18", pool="rot_attn", proj=None, image_size=64))
+    with pytest.raises(UserError, match="pools by two attentions") as refused:
+        ClipTeacher(clip_vit(attentional_pool="parallel", attn_pooler_heads=2))
+    assert "ViT-B-16-quickgelu" in refused.value.cure
