@@ -1,7 +1,8 @@
 """Zero-shot retrieval of one checkpoint on one corpus, from shards to result.json.
 
 `out` gets result.json (the numbers and every choice behind them), queries.jsonl (a line a query: what was found),
-ranks.npz (every query's rank, to compare results by), row.md (to paste) and embeddings/ (see store.py).
+ranks.npz (every query's rank, to compare results by), row.md (to paste), similarity.png (every dual score),
+report.html (to look at) and embeddings/ (see store.py).
 
 The work has three stages: embedding and re-ranking, which write pieces that any number of processes share, and
 measuring, which reads them. Each takes what it finds, so an evaluation that was killed goes on where it was.
@@ -30,6 +31,9 @@ from retrieval_eval.listing import write_listing
 from retrieval_eval.matches import Reranking
 from retrieval_eval.protocol import describe
 from retrieval_eval.ranks import Crew
+from retrieval_eval.report.evaluation import write_evaluation_report
+from retrieval_eval.report.similarity import FILE as SIMILARITY
+from retrieval_eval.report.similarity import write_similarity
 from retrieval_eval.rerank import Candidates, joined, match_clip
 from retrieval_eval.results import VIEWS, Scores
 from retrieval_eval.store import Store
@@ -184,6 +188,9 @@ class _Work:
         }
         write_whole(out / ROW, markdown(result).encode())
         write_whole(out / RESULT, json.dumps(result, indent=2, ensure_ascii=False).encode())
+        first_V = np.searchsorted(self.owner_C, np.arange(len(clips.keys)))
+        write_similarity(out / SIMILARITY, main.dual_VU, texts.text_of_C[first_V])
+        write_evaluation_report(out, self.found.corpus)
         self.store.sweep()
         return result
 

@@ -50,13 +50,13 @@ def closing(result: dict[str, Any], out: Path) -> str:
         missing = f", {lost} clip{'s' if lost > 1 else ''} could not be read (named in it): the result is partial"
     chance = "" if multiple_choice(result) else f"; chance R@1 {result['chance']['t2v']['R@1']:.2f} %"
     lines = [f"{protocol['clips']} clips, {protocol['captions']} captions{missing}{chance}."]
-    lines.append(f"Everything else: {out / RESULT}; to paste: {out / ROW}")
+    lines.append(f"Everything else: {out / RESULT}; to paste: {out / ROW}; to look at: {out / REPORT}")
     if "note" in protocol:
         lines.append(f"{protocol['note']} World version {protocol['world'].get('version', 'unknown')}.")
     return "\n".join(lines)
 
 
-ROW = "row.md"
+ROW, REPORT = "row.md", "report.html"
 
 
 def markdown(result: dict[str, Any]) -> str:

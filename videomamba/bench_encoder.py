@@ -222,7 +222,7 @@ def _part(event: Any) -> str:
 
 def write_plot(rows: Sequence[Row], path: Path) -> None:
     """Both curves, of time and of memory over frames, as a page of two charts that needs nothing else."""
-    from retrieval_eval.charts import line_chart
+    from retrieval_eval.report.charts import line_chart
 
     charts = []
     for what, unit in (("time", "ms"), ("memory", "MiB")):

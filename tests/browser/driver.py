@@ -7,8 +7,8 @@ import base64
 import json
 import os
 import select
-import shlex
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +25,35 @@ FLAGS = (
     "--autoplay-policy=no-user-gesture-required",
     "--remote-debugging-pipe",
 )
+# A program that becomes another one, with two of its file descriptors as 3 and 4.
+MOVED = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 20) for fd in sys.argv[1:3])
+os.dup2(read, 3); os.dup2(write, 4); os.close(read); os.close(write)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Space": (" ", 32)}
+# Elements that reach past the window, but for what scrolls in a box of its own.
+OVERFLOWING = """[...document.body.querySelectorAll("*")]
+  .filter(node => !node.closest(".scroll") || node.matches(".scroll"))
+  .filter(node => node.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
+  .map(node => node.tagName + "." + (node.getAttribute("class") || ""))"""
+# Texts whose contrast with the colour behind them is below WCAG's 4.5.
+CONTRASTS = """(() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const linear = value => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const weights = [0.2126, 0.7152, 0.0722];
+  const light = colour => weights.reduce((sum, weight, i) => sum + weight * linear(numbers(colour)[i]), 0);
+  const behind = node => { for (; node; node = node.parentElement) {
+    const colour = getComputedStyle(node).backgroundColor;
+    if (numbers(colour)[3] !== 0) return colour; }
+    return getComputedStyle(document.body).backgroundColor; };
+  return [...document.querySelectorAll("p, td, th, small, dt, dd, a, b, h1, h2, h3, h4, figcaption, summary, button")]
+    .filter(node => node.checkVisibility() && !node.disabled && node.innerText.trim()).map(node => {
+      const [low, high] = [light(getComputedStyle(node).color), light(behind(node))].sort((a, b) => a - b);
+      return [(high + 0.05) / (low + 0.05), node.tagName + " " + node.innerText.slice(0, 30)]; })
+    .filter(([ratio]) => ratio < 4.5);
+})()"""
 
 
 class Browser:
@@ -34,9 +62,9 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         self._in, self._write = os.pipe()
         self._read, self._out = os.pipe()
-        command = shlex.join([program, *FLAGS, f"--user-data-dir={profile}", "about:blank"])
+        command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {command} 3<&{self._in} 4>&{self._out}"],
+            [sys.executable, "-c", MOVED, str(self._in), str(self._out), *command],
             pass_fds=(self._in, self._out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

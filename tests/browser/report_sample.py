@@ -1,20 +1,26 @@
 """A report with every part in it, and with texts that would break a page that does not escape them."""
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from retrieval_eval.figures import frame_strip
-from retrieval_eval.report_data import (
+from retrieval_eval.report.data import (
     Departure,
     LossCurve,
     LostClip,
     QueryStrips,
+    RankHistogram,
     ReportData,
+    Similarity,
     SingleFrameModel,
     StepTime,
     Strip,
 )
+from retrieval_eval.report.figures import frame_strip
+from retrieval_eval.report.histogram import shares
+from retrieval_eval.report.similarity import read_similarity, write_similarity
 
 MARKUP = "a <script>alert(1)</script> & \"quoted\" 'clip'"
 
@@ -47,7 +53,17 @@ def result() -> dict:
             "controls": {"shuffled": {"dual": _both(50.0)}, "single": {"dual": _both(25.25)}},
         },
         "chance": {way: {"R@1": 0.25, "R@5": 1.25, "R@10": 2.5} for way in ("t2v", "v2t")},
-        "protocol": {"checkpoint": "step-0002400, sha256 0123456789abcdef" * 3, "captions": "all", "ties": "expected"},
+        "status": "partial",
+        "missing": [{"clip": MARKUP, "reason": "decode_error", "detail": "cut"}],
+        "protocol": {
+            "checkpoint": "step-0002400, sha256 0123456789abcdef" * 3,
+            "captions": "all",
+            "ties": "expected",
+            "visual": {"frames": 8, "mean": [0.485, 0.456]},
+            "rerank_top": 128,
+            "bootstrap": {"samples": 1000},
+            "versions": {"torch": "2.13.0"},
+        },
     }
 
 
@@ -64,6 +80,16 @@ def _strip(seed: int, right: bool = False) -> Strip:
     )
 
 
+RANKS = np.repeat([1.0, 2.5, 40.0], [260, 100, 40])
+
+
+def matrix() -> Similarity:
+    scores = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32) + 3 * np.eye(40, dtype=np.float32)
+    with TemporaryDirectory() as folder:
+        write_similarity(Path(folder) / "similarity.png", scores, np.arange(40))
+        return read_similarity(Path(folder) / "similarity.png")
+
+
 def sample() -> ReportData:
     queries = tuple(
         QueryStrips(
@@ -73,6 +99,7 @@ def sample() -> ReportData:
             truth=_strip(seed),
             found=tuple(_strip(seed + i, right=(i == 0 and rank == 1)) for i in range(3)),
             note=note,
+            group="The worst" if rank > 1 else "The best",
         )
         for seed, (text, rank, note) in enumerate(
             [
@@ -113,6 +140,14 @@ def sample() -> ReportData:
             for name in ("render", "data build", "teacher")
         ),
         peak_gb=3.1,
+        missing=(LostClip(name=MARKUP, reason="decode_error", detail="cut"),),
+        histograms=tuple(
+            RankHistogram(
+                direction=way, gallery=400, bars={MARKUP: shares(RANKS, 400), "re-ranked": shares(RANKS, 400)}
+            )
+            for way in ("t2v", "v2t")
+        ),
+        similarity=matrix(),
         lost=(
             LostClip(
                 name="raw/broken-0003-with-a-long-name.mp4",

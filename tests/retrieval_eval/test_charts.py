@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 
 from data_pipeline.shards import Corpus
-from retrieval_eval.charts import line_chart, thin, ticks
-from retrieval_eval.figures import GAP, frame_strip
-from retrieval_eval.strips import NOTE, choose, clip_frames
+from retrieval_eval.report.charts import line_chart, thin, ticks
+from retrieval_eval.report.data import LostClip, QueryStrips, ReportData, Strip
+from retrieval_eval.report.figures import GAP, frame_strip
+from retrieval_eval.report.histogram import bins, shares
+from retrieval_eval.report.page import render
+from retrieval_eval.report.similarity import blocks, read_similarity, write_similarity
+from retrieval_eval.report.strips import ALIKE, BEST, WORST, choose, clip_frames
 
 
 @pytest.mark.parametrize("low, high", [(0, 1.62), (0, 0.003), (-3.5, 2), (0, 2000), (5, 5), (0, 0)])
@@ -51,22 +55,68 @@ def test_a_strip_shows_evenly_spaced_frames_in_their_shape() -> None:
     assert shades == pytest.approx([0, 50, 100, 150], abs=3)
 
 
-def test_motion_pairs_come_first_among_the_misses() -> None:
+def test_queries_are_chosen_by_rule() -> None:
     looks = [("red",), ("red",), ("blue",), ("green",)]
 
-    def line(truth: int, found: int) -> dict:
-        return {
-            "query": f"{truth} {found}",
-            "truth": {"index": truth},
-            "dual": {"rank": 1.0 if truth == found else 3.0, "found": [{"index": found}]},
-        }
+    def line(truth: int, found: int, rank: float, margin: float = 0.0) -> dict:
+        scores = [{"index": found, "score": 1.0}, {"index": 9, "score": 1.0 - margin}]
+        return {"query": f"{truth} {found}", "truth": {"index": truth}, "dual": {"rank": rank, "found": scores}}
 
-    lines = [line(2, 3), line(0, 1), line(1, 1), line(2, 2), line(3, 0)]
-    chosen = choose(lines, "dual", hits=1, misses=3, looks=looks)
-    assert [(one["query"], note) for one, note in chosen[:1]] == [("0 1", NOTE)]
-    assert {one["query"] for one, _ in chosen[1:3]} == {"2 3", "3 0"}
-    assert chosen[3][0]["dual"]["rank"] == 1
-    assert all(note == "" for _, note in choose(lines, "dual", 1, 3, None))
+    lines = [line(2, 3, 7), line(0, 1, 3), line(1, 1, 1, 0.1), line(2, 2, 1, 0.6), line(3, 0, 90), line(3, 3, 1.5, 0.3),
+             line(3, 2, 2)]  # fmt: skip
+    chosen = choose(lines, "dual", each=2, looks=looks)
+    assert {group: [one["query"] for one in found] for group, found in chosen.items()} == {
+        WORST: ["3 0", "2 3"],
+        ALIKE: ["0 1"],
+        BEST: ["2 2", "3 3"],
+    }
+    assert set(choose(lines, "dual", 2, None)) == {WORST, BEST}
+
+
+def test_bars_count_every_query_once() -> None:
+    ranks = np.random.default_rng(0).integers(1, 401, 1000).astype(float)
+    ranks[:10] += 0.5  # ties
+    ranks = np.minimum(ranks, 400)
+    found = shares(ranks, 400)
+    naive = [100 * np.mean([first <= int(rank) <= last for rank in ranks]) for first, last in bins(400)]
+    assert found == pytest.approx(naive)
+    assert sum(found) == pytest.approx(100)
+    assert bins(400)[0] == (1, 1)
+    assert bins(400)[-1] == (201, 400)
+    assert bins(1) == [(1, 1)]
+
+
+@pytest.mark.parametrize("clips, most", [(7, 3), (12, 4), (5, 9), (1, 4), (101, 10)])
+def test_a_block_is_its_highest_score(clips: int, most: int) -> None:
+    scores = np.random.default_rng(clips).normal(size=(clips, clips + 2)).astype(np.float32)
+    text_of = np.random.default_rng(1).permutation(clips + 2)[:clips]
+    found = blocks(scores, text_of, most)
+    size = -(-clips // most)
+    naive = [[max(scores[v, text_of[u]] for v in range(i, min(i + size, clips)) for u in range(j, min(j + size, clips)))
+              for j in range(0, clips, size)] for i in range(0, clips, size)]  # fmt: skip
+    assert len(found) <= most
+    assert (found == np.array(naive)).all()
+
+
+def test_a_large_matrix_keeps_its_diagonal_and_a_report_its_size(tmp_path: Path) -> None:
+    """5,000 clips, and frames of noise, which no JPEG makes small."""
+    generator = np.random.default_rng(0)
+    clips = 5000
+    scores = generator.normal(0, 0.1, (clips, clips)).astype(np.float32)
+    scores[np.arange(clips), np.arange(clips)] += 0.5
+    write_similarity(tmp_path / "s.png", scores, np.arange(clips))
+    seen = read_similarity(tmp_path / "s.png")
+    assert (seen.clips, seen.block, seen.side) == (5000, 10, 500)
+    shades = np.asarray(Image.open(io.BytesIO(base64.b64decode(seen.image))))
+    assert np.diagonal(shades).mean() > np.percentile(shades, 99)
+    noise = frame_strip(generator.integers(0, 255, (8, 90, 160, 3)).astype(np.uint8))
+    strip = Strip(key="k", caption="a caption of an ordinary length, twelve words or so, no more", image=noise)
+    queries = tuple(QueryStrips(group="The worst", text="q", rank=9, column="dual", truth=strip, found=(strip,) * 3)
+                    for _ in range(12))  # fmt: skip
+    missing = tuple(LostClip(name=f"clip{i}", reason="missing_file", detail="x" * 80) for i in range(clips))
+    page = render(ReportData(title="t", result={"missing": []}, queries=queries, similarity=seen, missing=missing))
+    assert len(page) < 3_000_000, len(page)
+    assert "And 4,800 more" in page
 
 
 def test_frames_of_a_clip_and_of_a_broken_one(clips: Path) -> None:

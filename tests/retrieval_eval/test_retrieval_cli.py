@@ -29,7 +29,8 @@ def test_eval_prints_named_columns_and_leaves_the_result(videomamba: Videomamba,
     result = json.loads((config_file.parent / "out" / "result.json").read_text())
     assert set(result["results"]) == {"dual", "reranked", "controls"}
     assert sorted(path.name for path in (config_file.parent / "out").iterdir()) == [
-        "config.yaml", "embeddings", "queries.jsonl", "ranks.npz", "result.json", "row.md",
+        "config.yaml", "embeddings", "queries.jsonl", "ranks.npz", "report.html", "result.json", "row.md",
+        "similarity.png",
     ]  # fmt: skip
 
 

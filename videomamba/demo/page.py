@@ -9,9 +9,9 @@ from rich.console import Console
 from configs.files import write_json
 from configs.loader import PACKAGED
 from data_pipeline.card import read_card
+from data_pipeline.shards import Corpus
 from data_pipeline.world import DISCLAIMER, WORLD_VERSION
-from retrieval_eval.report import write_report
-from retrieval_eval.report_data import (
+from retrieval_eval.report.data import (
     Departure,
     LossCurve,
     LostClip,
@@ -19,7 +19,8 @@ from retrieval_eval.report_data import (
     SingleFrameModel,
     StepTime,
 )
-from retrieval_eval.strips import query_strips
+from retrieval_eval.report.evaluation import evaluation_parts
+from retrieval_eval.report.page import write_report
 from videomamba.demo.plan import Plan
 from videomamba.demo.run import Took
 
@@ -129,9 +130,7 @@ def report_data(plan: Plan, records: list[Took], result: dict[str, Any]) -> Repo
         peak_gb=max(record.peak_bytes for record in records) / 1e9,
         lost=tuple(_lost(cards["train"])),
         curves=tuple(curve for name, title in RUNS.items() if (curve := _curve(plan.out / name, title))),
-        queries=tuple(
-            query_strips(plan.out / "retrieval" / "queries.jsonl", plan.out / "shards" / "test", result["columns"])
-        ),
+        **evaluation_parts(plan.out / "retrieval", Corpus.open(plan.out / "shards" / "test"), result),
         single_frame=_single_frame(plan),
         departures=DEPARTURES,
         export_checks=_export_checks(plan),

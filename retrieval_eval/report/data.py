@@ -43,14 +43,36 @@ class Strip(Frozen):
 
 
 class QueryStrips(Frozen):
-    """A query, the clip it was written for, and the first clips that were found."""
+    """A query, the clip it was written for, and the first clips that were found; `group` says why it is shown."""
 
+    group: str = ""
     text: str
     rank: float
     column: str
     truth: Strip
     found: tuple[Strip, ...]
     note: str = ""
+
+
+class RankHistogram(Frozen):
+    """How many queries, in percent, found their answer in each bin of ranks (histogram.py), by scoring."""
+
+    direction: str
+    gallery: int
+    bars: dict[str, list[float]]
+
+
+class Similarity(Frozen):
+    """The matrix of dual scores: `image` is a base64 PNG of `side` blocks of `block` x `block` pairs, its colours
+    running from `low` to `high`.
+    """
+
+    image: str
+    side: int
+    clips: int
+    block: int
+    low: float
+    high: float
 
 
 class Departure(Frozen):
@@ -70,7 +92,9 @@ class SingleFrameModel(Frozen):
 
 
 class ReportData(Frozen):
-    """Everything on the page. `result` is a result.json; `world` the sentence that says what the data are."""
+    """Everything on the page. `result` is a result.json; `world` the sentence that says what the data are. `missing`
+    are the clips that the evaluation could not read, `lost` those that building a corpus left out.
+    """
 
     title: str
     result: dict[str, Any]
@@ -78,6 +102,9 @@ class ReportData(Frozen):
     facts: dict[str, str] = {}
     steps: tuple[StepTime, ...] = ()
     peak_gb: float | None = None
+    missing: tuple[LostClip, ...] = ()
+    histograms: tuple[RankHistogram, ...] = ()
+    similarity: Similarity | None = None
     lost: tuple[LostClip, ...] = ()
     curves: tuple[LossCurve, ...] = ()
     queries: tuple[QueryStrips, ...] = ()
