@@ -1,31 +1,43 @@
 """Trains configs on one or several ranks: every rank a fork of one process, which has imported everything once.
 
-    python -P on_ranks.py JOBS.json
-
-JOBS is a list of {"config": path, "ranks": n, "overrides": [...], "plant": name or absent}; `plant` names a function of
-plants.py that is called in every rank before it trains. Beside each run's log the exit code and what was raised are
-left in `said.RANK.json`.
+`train_all` is for tests; it starts this file as a program. Beside each run's log, every rank leaves its exit code and
+what was raised in `said.RANK.json`.
 """
 
 import importlib
 import json
 import os
+import subprocess
 import sys
 import traceback
 from pathlib import Path
-
-import torch
-
-from configs.errors import UserError
-from configs.loader import load_config
-from data_pipeline.torchvision_shim import ensure_torchvision
-from pretrain import trainer
-from pretrain.config import PretrainConfig
-from pretrain.launch import World, free_port, rank_environment
+from typing import Any
 
 
-def import_everything() -> None:
+def train_all(runs: Any, jobs: list[tuple[str, int, dict[str, Any]]], plant: str | None = None) -> None:
+    """Train each job (name, ranks, config tree) in `runs.folder`/name, one after the other.
+
+    `plant` names a function of plants.py that every rank calls before it trains.
+    """
+    listed = [{"config": str(runs.write(tree, name)), "ranks": ranks, "plant": plant} for name, ranks, tree in jobs]
+    plan = runs.folder / "jobs.json"
+    plan.write_text(json.dumps(listed))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.pretrain.on_ranks", str(plan)],
+        env=runs.environment(), capture_output=True, text=True, timeout=380, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def said(runs: Any, name: str) -> list[dict[str, Any]]:
+    """How each rank of a job ended: its exit `code`, and the `error` if there was one."""
+    return [json.loads(path.read_text()) for path in sorted((runs.folder / name).glob("said.*.json"))]
+
+
+def _import_everything() -> None:
     """What a rank would import by itself, each of them again."""
+    from data_pipeline.torchvision_shim import ensure_torchvision
+
     ensure_torchvision()
     for name in (
         "open_clip",
@@ -33,30 +45,39 @@ def import_everything() -> None:
         "deepspeed",
         "deepspeed.runtime.zero.stage3",
         "deepspeed.runtime.zero.stage_1_and_2",
+        "pretrain.trainer",
     ):
         importlib.import_module(name)
 
 
-def one_rank(job: dict, rank: int) -> int:
-    """Train as one rank; says how it ended."""
+def _one_rank(job: dict[str, Any]) -> None:
+    """Train as one rank, and leave a word of how it ended."""
+    import torch
+
+    from configs.errors import UserError
+    from configs.loader import load_config
+    from pretrain import trainer
+    from pretrain.config import PretrainConfig
+
     torch.set_num_threads(1)
-    config = load_config(job["config"], PretrainConfig, job.get("overrides", []))
-    said = {"code": 1, "error": None}
+    config = load_config(job["config"], PretrainConfig, [])
+    ended: dict[str, Any] = {"code": 1, "error": None}
     try:
-        if job.get("plant"):
-            getattr(importlib.import_module("plants"), job["plant"])()
-        said["code"] = trainer.train(config)
+        if job["plant"]:
+            getattr(importlib.import_module("tests.pretrain.plants"), job["plant"])()
+        ended["code"] = trainer.train(config)
     except UserError as error:
-        said |= {"code": error.exit_code, "error": str(error)}
+        ended |= {"code": error.exit_code, "error": str(error)}
     except BaseException:  # noqa: BLE001
-        said["error"] = traceback.format_exc()
+        ended["error"] = traceback.format_exc()
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    (Path(config.out) / f"said.{rank}.json").write_text(json.dumps(said))
-    return 0
+    (Path(config.out) / f"said.{os.environ['RANK']}.json").write_text(json.dumps(ended))
 
 
-def run(job: dict) -> None:
+def _run(job: dict[str, Any]) -> None:
     """Fork the ranks of a job, and wait for all of them."""
+    from pretrain.launch import World, free_port, rank_environment
+
     ranks, port, children = job["ranks"], free_port(), []
     for rank in range(ranks):
         child = os.fork()
@@ -64,7 +85,8 @@ def run(job: dict) -> None:
             os.environ.update(rank_environment(World(rank, rank, ranks), "127.0.0.1", port))
             code = 1
             try:
-                code = one_rank(job, rank)
+                _one_rank(job)
+                code = 0
             finally:
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)
@@ -75,7 +97,6 @@ def run(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    import_everything()
+    _import_everything()
     for each in json.loads(Path(sys.argv[1]).read_text()):
-        run(each)
+        _run(each)

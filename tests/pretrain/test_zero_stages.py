@@ -1,15 +1,12 @@
 """Every ZeRO stage, on one and two ranks, against ZeRO 0 on one: stage 2 over mixed steps of clips and images."""
 
 import copy
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
+from tests.pretrain.on_ranks import said, train_all
+
 LAYOUTS = [(zero, ranks) for ranks in (1, 2) for zero in ("zero0", "zero1", "zero2", "zero3")]
 STEPS = 8
 
@@ -23,21 +20,11 @@ def trained(tmp_path_factory, runs_in, stage2_tree):
     tree = copy.deepcopy(stage2_tree) | {"precision": "fp32", "steps": STEPS, "checkpoint": {}, "micro_batch": 2}
     tree["losses"] = {"matching": {"negatives": "global"}, "mlm": {"every": 3}}
     tree["optim"] |= {"ema_decay": 0.5, "layer_decay": 0.9, "modules": {"text_encoder": {"lr": 1e-3}}}
-    jobs = [
-        {"config": str(runs.write(tree | {"deepspeed": zero}, f"{zero}-{ranks}")), "ranks": ranks}
-        for zero, ranks in LAYOUTS
-    ]
-    (runs.folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, "-P", str(HERE / "on_ranks.py"), str(runs.folder / "jobs.json")],
-        env=runs.environment(), capture_output=True, text=True, timeout=380, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_all(runs, [(f"{zero}-{ranks}", ranks, tree | {"deepspeed": zero}) for zero, ranks in LAYOUTS])
     out = {}
     for zero, ranks in LAYOUTS:
         name = f"{zero}-{ranks}"
-        for said in (runs.folder / name).glob("said.*.json"):
-            assert json.loads(said.read_text()) == {"code": 0, "error": None}, said
+        assert said(runs, name) == [{"code": 0, "error": None}] * ranks
         weights = runs.folder / name / "checkpoints" / f"step-{STEPS:07d}" / "model.safetensors"
         out[name] = runs.log(name), load_file(weights)
     return out
