@@ -2,7 +2,8 @@
 
 A config argument is a path or, failing that, the name of a packaged config: `demo/stage1` is
 `configs/demo/stage1.yaml` beside this file. `base:` names another config, relative to the file that says
-it or packaged; mappings merge, every other value replaces. Nothing here imports torch.
+it or packaged, or a list of them, each laid over the one before; mappings merge, every other value replaces.
+Nothing here imports torch.
 """
 
 import difflib
@@ -100,10 +101,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not a mapping.", "Write it as `key: value` lines.")
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    return merge(_read(find_config(base, beside=path.parent), (*seen, path)), tree)
+    bases = tree.pop("base", None) or []
+    below: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        below = merge(below, _read(find_config(base, beside=path.parent), (*seen, path)))
+    return merge(below, tree)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,13 @@ def test_base_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -> None:
     assert [corpus.weight for corpus in run.train] == [1.0, 0.5]
 
 
+def test_of_several_bases_each_lies_over_the_one_before(tmp_path: Path) -> None:
+    write(tmp_path, "size.yaml", "out: a\nsteps: 10\noptim: {lr: 1e-3, warmup_steps: 2}\n")
+    write(tmp_path, "phase.yaml", "steps: 5\noptim: {lr: 1e-5}\n")
+    run = load_config(write(tmp_path, "both.yaml", "base: [size.yaml, phase.yaml]\nout: b\n"), Run)
+    assert (run.out, run.steps, run.optim.lr, run.optim.warmup_steps) == ("b", 5, 1e-5, 2)
+
+
 def test_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
     run = load_config(write(tmp_path, "a.yaml", "out: a\nsteps: 1\ntrain: [{path: é}]\n"), Run)
     again = load_config(write(tmp_path, "b.yaml", to_yaml(run)), Run)
