@@ -8,6 +8,7 @@ import typer
 from videomamba.bench_decode import decode
 from videomamba.bench_encoder import encoder
 from videomamba.bench_loader import loader
+from videomamba.bench_plan import plan
 from videomamba.bench_retrieval import retrieval
 from videomamba.bench_scan import scan
 from videomamba.bench_teacher import teacher_cache
@@ -27,6 +28,7 @@ app.command("scan", epilog="Example: videomamba bench scan --json scan.json")(sc
 app.command("encoder", epilog="Example: videomamba bench encoder --json encoder.json --plot encoder.html")(encoder)
 app.command("loader", epilog="Example: videomamba bench loader --json loader.json")(loader)
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
+app.command("plan", epilog="Example: videomamba bench plan --json plan.json")(plan)
 app.command("decode", epilog="Example: videomamba bench decode --clip a.mp4 --clip b.webm")(decode)
 app.command(
     "teacher-cache",

@@ -16,6 +16,7 @@ COMMANDS = {
     "teacher": Entry("pretrain.cli", "Train a tiny CLIP with open_clip, as the demo's teacher."),
     "teacher-cache": Entry("pretrain.cli", "Keep what a run's teacher makes of every clip."),
     "pretrain": Entry("pretrain.cli", "Train stage 1 or stage 2 as a config says."),
+    "plan": Entry("pretrain.cost.cli", "What a run needs and how long it takes, before it is submitted.", "plan"),
     "checkpoint": Entry("pretrain.cli", "Look into a checkpoint, or write it in a published layout."),
     "eval": Entry("retrieval_eval.cli", "Zero-shot retrieval of a checkpoint, with its controls."),
     "embed": Entry("retrieval_eval.cli", "Embed clips or texts with a checkpoint or an exported encoder."),
