@@ -73,7 +73,7 @@ def _model_config(source: str) -> dict[str, Any]:
     ensure_torchvision()
     import open_clip
 
-    found = open_clip.get_model_config(source)
+    found = None if ":" in source else open_clip.get_model_config(source)  # an address would be asked for online
     if found is None:
         raise UserError(
             f"The teacher '{source}' is neither a folder that open_clip wrote nor a model that it knows by name.",

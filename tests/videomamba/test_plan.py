@@ -1,4 +1,4 @@
-"""`videomamba plan`: its estimates against measured steps, what it prints, and what it says of a run that is too large."""
+"""`videomamba plan`: its estimates against measured steps, what it prints, and what it says of too large a run."""
 
 import json
 
