@@ -30,6 +30,18 @@ struct Rows {
   T* at(int64_t b, int64_t t, int64_t d) const {
     return data + b * batch_stride + t * row_stride + d;
   }
+  // Rows one after another from one of them, forwards or back.
+  struct Walk {
+    T* first;
+    int64_t stride;
+
+    T* operator[](int64_t k) const {
+      return first + k * stride;
+    }
+  };
+  Walk walk(int64_t b, int64_t t, int64_t d, bool reverse) const {
+    return {at(b, t, d), reverse ? -row_stride : row_stride};
+  }
   // Rows lie far apart, so that the processor does not foresee which it will be asked for; any address is harmless.
   void prefetch(int64_t b, int64_t t, int64_t d) const {
     __builtin_prefetch(at(b, t, d));
@@ -37,8 +49,8 @@ struct Rows {
 };
 
 template <typename T>
-void write(const Rows<T>& rows, int64_t b, int64_t t, int64_t d, Vec x, int64_t lanes) {
-  rows.large ? stream(rows.at(b, t, d), x, lanes) : store(rows.at(b, t, d), x, lanes);
+C10_ALWAYS_INLINE void write(T* p, Vec x, int64_t lanes, bool large) {
+  large ? stream(p, x, lanes) : store(p, x, lanes);
 }
 
 // The blocks of WIDTH channels that a tensor's last dimension is cut into.

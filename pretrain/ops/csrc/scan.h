@@ -76,27 +76,47 @@ struct Task {
   int64_t blocks() const {
     return end - begin;
   }
-  float* kept_at(int64_t t, int64_t block) const {
-    return kept + (t * blocks() + block - begin) * WIDTH;
-  }
 };
 
 // One block of channels in one chunk of steps.
 struct Chunk {
   int64_t batch, block, first, steps, lanes;
 
-  template <typename T>
-  Chunk(const ScanInput<T>& in, int64_t batch, int64_t block, int64_t index)
+  Chunk(const Shape& shape, int64_t batch, int64_t block, int64_t index)
       : batch(batch),
         block(block),
         first(index * CHUNK),
-        steps(std::min(CHUNK, in.shape.length - first)),
-        lanes(in.shape.blocks.lanes(block)) {}
+        steps(std::min(CHUNK, shape.length - first)),
+        lanes(shape.blocks.lanes(block)) {}
 
   int64_t channel() const {
     return block * WIDTH;
   }
+  // Its rows of a tensor, one for each step.
+  template <typename T, typename Element>
+  typename Rows<Element>::Walk rows_of(const Rows<Element>& rows, const ScanInput<T>& in) const {
+    return rows.walk(batch, in.position(first), channel(), in.reverse);
+  }
+  // What a direction leaves for the one after it.
+  template <typename T>
+  Rows<float>::Walk kept_by(const Task& task, const ScanInput<T>& in) const {
+    const int64_t row = task.blocks() * WIDTH;
+    float* const first_row = task.kept + in.position(first) * row + (block - task.begin) * WIDTH;
+    return {first_row, in.reverse ? -row : row};
+  }
 };
+
+// Calls work(chunk, next) for all blocks of a task in the chunk of this index; `next` is the one after it, which at the
+// end is that of the chunk `then` positions of the index further.
+template <typename Work>
+void for_each_chunk(const Shape& shape, const Task& task, int64_t index, int64_t then, const Work& work) {
+  const int64_t after = std::clamp<int64_t>(index + then, 0, shape.chunks() - 1);
+  for (int64_t block = task.begin; block < task.end; ++block) {
+    const bool more = block + 1 < task.end;
+    work(Chunk(shape, task.batch, block, index),
+         Chunk(shape, task.batch, more ? block + 1 : task.begin, more ? index : after));
+  }
+}
 
 // Into how many runs the blocks of a sample are cut, so that all threads have work to the end. Each run has a part of
 // its own, such as the gradients of B and C, that costs about as much as one more block.
@@ -129,7 +149,7 @@ void for_each_task(const Shape& shape, int64_t runs, bool keep, const Floats& fl
   });
 }
 
-// What is known of each step of a chunk before the recurrence runs; every field is (CHUNK, WIDTH).
+// What is known of each step of a chunk before the recurrence runs, and y; every field is (CHUNK, WIDTH).
 struct Steps {
   float *u, *delta, *drive, *y;
   static constexpr int64_t FLOATS = 4 * CHUNK * WIDTH;
@@ -141,32 +161,55 @@ struct Steps {
         y(scratch.take(CHUNK * WIDTH)) {}
 };
 
-// Read u and delta, apply bias and softplus, and start y with D u. `slope`, if wanted: of the softplus, as Steps.
-template <bool SLOPE, typename T>
-void prepare(const ScanInput<T>& in, const Chunk& chunk, const Steps& s, float* slope) {
-  const int64_t d = chunk.channel();
-  const Vec bias = in.bias ? load(in.bias + d, chunk.lanes) : Vec(0.f);
-  const Vec skip = in.skip ? load(in.skip + d, chunk.lanes) : Vec(0.f);
-  for (int64_t k = 0; k < chunk.steps; ++k) {
-    const int64_t t = in.position(chunk.first + k), at = k * WIDTH;
-    in.u.prefetch(chunk.batch, t, d + WIDTH);
-    in.delta.prefetch(chunk.batch, t, d + WIDTH);
-    const Vec u = load(in.u.at(chunk.batch, t, d), chunk.lanes);
-    Vec delta = load(in.delta.at(chunk.batch, t, d), chunk.lanes) + bias;
-    if (in.softplus) {
-      if constexpr (SLOPE) {
-        Vec gradient;
-        softplus(Vec(delta), delta, gradient);
-        store(slope + at, gradient);
-      } else {
-        delta = softplus(delta);
-      }
+// Calls f(k, size) for the steps k of a chunk, GROUP of them at once and the rest one by one; size is a constant.
+template <typename F>
+C10_ALWAYS_INLINE void in_groups(int64_t steps, const F& f) {
+  constexpr int64_t GROUP = 4;
+  int64_t k = 0;
+  for (; k + GROUP <= steps; k += GROUP) f(k, std::integral_constant<int64_t, GROUP>{});
+  for (; k < steps; ++k) f(k, std::integral_constant<int64_t, 1>{});
+}
+
+// SIZE rows of a chunk from step k on.
+template <int64_t SIZE, typename Walk>
+C10_ALWAYS_INLINE Pack<SIZE> load_rows(const Walk& rows, int64_t k, int64_t lanes) {
+  return tabulate<SIZE>([&](auto i) C10_ALWAYS_INLINE_ATTRIBUTE { return load(rows[k + i], lanes); });
+}
+
+// SIZE vectors of scratch, of which each step has one.
+template <int64_t SIZE>
+C10_ALWAYS_INLINE Pack<SIZE> load_steps(const float* from, int64_t k) {
+  return tabulate<SIZE>([&](auto i) C10_ALWAYS_INLINE_ATTRIBUTE { return load(from + (k + i) * WIDTH); });
+}
+
+template <size_t SIZE>
+C10_ALWAYS_INLINE void store_steps(float* to, int64_t k, const Pack<SIZE>& x) {
+  unroll<SIZE>([&](auto i) C10_ALWAYS_INLINE_ATTRIBUTE { store(to + (k + i) * WIDTH, x[i]); });
+}
+
+// Read u and delta, apply bias and softplus, and start y with D u. For the backward pass u is kept, and the slope of
+// the softplus, if there is one, in `slope`.
+template <bool BACKWARD, typename T>
+void prepare(const ScanInput<T>& in, const Chunk& chunk, const Steps& steps, float* slope) {
+  const int64_t d = chunk.channel(), lanes = chunk.lanes;
+  const Vec bias = in.bias ? load(in.bias + d, lanes) : Vec(0.f);
+  const Vec skip = in.skip ? load(in.skip + d, lanes) : Vec(0.f);
+  const auto u_rows = chunk.rows_of(in.u, in), delta_rows = chunk.rows_of(in.delta, in);
+  const bool soft = in.softplus, skips = in.skip;
+  const Steps s = steps;  // a copy, which no store of a vector can change
+  in_groups(chunk.steps, [&](int64_t k, auto size) C10_ALWAYS_INLINE_ATTRIBUTE {
+    const auto u = load_rows<size()>(u_rows, k, lanes);
+    auto delta = each([&](Vec v) { return v + bias; }, load_rows<size()>(delta_rows, k, lanes));
+    if (soft) {
+      const auto through = softplus<BACKWARD>(delta);
+      delta = through.value;
+      if constexpr (BACKWARD) store_steps(slope, k, through.slope);
     }
-    store(s.u + at, u);
-    store(s.delta + at, delta);
-    store(s.drive + at, delta * u);
-    store(s.y + at, in.skip ? u * skip : Vec(0.f));
-  }
+    if constexpr (BACKWARD) store_steps(s.u, k, u);
+    store_steps(s.delta, k, delta);
+    store_steps(s.drive, k, each([](Vec v, Vec w) { return v * w; }, delta, u));
+    store_steps(s.y, k, each([&](Vec v) { return skips ? v * skip : Vec(0.f); }, u));
+  });
 }
 
 // What the backward pass wants of one tile again: the state before each step and the factor that the step multiplied
@@ -188,33 +231,38 @@ C10_ALWAYS_INLINE void store_tile(float* to, const std::array<Vec, TILE>& x) {
 }
 
 // h = 2^(delta a) h + drive B ;  y += C h, for TILE states over the steps of a chunk. `state` is read and written.
-template <bool RECORD, typename T>
-void scan_tile(const ScanInput<T>& in, const Chunk& chunk, const Steps& s, int64_t tile, float* state,
-               const Record* record) {
+//
+// after(k, y) takes a step's y, and whatever else is to be done while the next steps compute: memory is read ahead and
+// written there, a little at every step, because a processor waits for many lines at once.
+template <bool RECORD, typename T, typename After>
+C10_ALWAYS_INLINE void scan_tile(const ScanInput<T>& in, const Chunk& chunk, const Steps& steps, int64_t tile,
+                                 float* state, const Record& wanted, const After& after) {
   const float* decay = in.block_decay(chunk.block) + tile * WIDTH;
-  const int64_t stride = in.coefficient_stride();
+  const int64_t stride = in.coefficient_stride(), count = chunk.steps;
   const float* b = in.B + in.coefficients(chunk.batch, chunk.first) + tile;
   const float* c = in.C + in.coefficients(chunk.batch, chunk.first) + tile;
+  const Steps s = steps;  // copies, which no store of a vector can change
+  const Record record = wanted;
   auto h = load_tile(state);
   const auto a = load_tile(decay);
-  for (int64_t k = 0; k < chunk.steps; ++k, b += stride, c += stride) {
+  for (int64_t k = 0; k < count; ++k, b += stride, c += stride) {
     const Vec delta = load(s.delta + k * WIDTH), drive = load(s.drive + k * WIDTH);
     Vec y = load(s.y + k * WIDTH);
     unroll<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE {
       const Vec factor = exp2_finite(delta * a[n]);
       if constexpr (RECORD) {
-        store(record->before + (k * TILE + n) * WIDTH, h[n]);
-        store(record->factor + (k * TILE + n) * WIDTH, factor);
+        store(record.before + (k * TILE + n) * WIDTH, h[n]);
+        store(record.factor + (k * TILE + n) * WIDTH, factor);
       }
       h[n] = at::vec::fmadd(factor, h[n], drive * Vec(b[n]));
       y = at::vec::fmadd(h[n], Vec(c[n]), y);
     });
-    store(s.y + k * WIDTH, y);
     if constexpr (RECORD) {
-      const Vec grad_y = load(record->grad_y + k * WIDTH);
+      const Vec grad_y = load(record.grad_y + k * WIDTH);
       const auto grad_C = tabulate<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE { return grad_y * h[n]; });
-      add_eight_sums(grad_C, record->grad_C + k * record->stride);
+      add_eight_sums(grad_C, record.grad_C + k * record.stride);
     }
+    after(k, y);
   }
   store_tile(state, h);
 }

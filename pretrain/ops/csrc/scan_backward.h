@@ -89,40 +89,50 @@ struct Workspace {
   }
 };
 
-// The gradient before the gate.
+// The gradient before the gate, and the sum for D.
 template <typename T>
-void prepare_gradients(const ScanInput<T>& in, const GatedGradient<T>& gate, const Chunk& chunk,
-                       const StepGradients& g) {
-  const int64_t d = chunk.channel();
-  for (int64_t k = 0; k < chunk.steps; ++k) {
-    const int64_t t = in.position(chunk.first + k), at = k * WIDTH;
-    gate.grad_y.prefetch(chunk.batch, t, d + WIDTH);
-    Vec y = load(gate.grad_y.at(chunk.batch, t, d), chunk.lanes);
-    if (gate.z) {
-      gate.z.prefetch(chunk.batch, t, d + WIDTH);
-      const Vec z = load(gate.z.at(chunk.batch, t, d), chunk.lanes), open = sigmoid(z);
-      store(g.z + at, y * open * at::vec::fmadd(z, Vec(1.f) - open, Vec(1.f)));
-      y = y * z * open;
+void prepare_gradients(const ScanInput<T>& in, const GatedGradient<T>& gate, const Chunk& chunk, const Workspace& w,
+                       const Carried& carried) {
+  const int64_t lanes = chunk.lanes;
+  const auto y_rows = chunk.rows_of(gate.grad_y, in), z_rows = chunk.rows_of(gate.z, in);
+  const bool gated(gate.z);
+  const StepGradients g = w.gradients;  // a copy, which no store of a vector can change
+  const float* const u_of = w.steps.u;
+  Vec grad_skip = load(carried.skip);
+  in_groups(chunk.steps, [&](int64_t k, auto size) C10_ALWAYS_INLINE_ATTRIBUTE {
+    auto y = load_rows<size()>(y_rows, k, lanes);
+    if (gated) {
+      const auto z = load_rows<size()>(z_rows, k, lanes), open = sigmoid(z);
+      const auto slope = [](Vec z, Vec open) { return open * at::vec::fmadd(z, Vec(1.f) - open, Vec(1.f)); };
+      store_steps(g.z, k, each([&](Vec y, Vec z, Vec open) { return y * slope(z, open); }, y, z, open));
+      y = each([](Vec y, Vec z, Vec open) { return y * z * open; }, y, z, open);
     }
-    store(g.y + at, y);
-    store(g.drive + at, Vec(0.f));
-    store(g.exponent + at, Vec(0.f));
-  }
+    store_steps(g.y, k, y);
+    unroll<size()>([&](auto i) C10_ALWAYS_INLINE_ATTRIBUTE {
+      grad_skip = at::vec::fmadd(y[i], load(u_of + (k + i) * WIDTH), grad_skip);
+    });
+  });
+  store(carried.skip, grad_skip);
 }
 
 // The recurrence of `scan_tile`, backwards. `state`: gradient of the state after the chunk on entry, before it on exit.
-template <typename T>
-void scan_tile_backward(const ScanInput<T>& in, const Chunk& chunk, const Workspace& w, int64_t tile, float* state,
-                        float* A) {
+// The first tile of a chunk begins the sums over states, the others add to them; after(k, ...) takes those of a step.
+template <typename T, typename After>
+C10_ALWAYS_INLINE void scan_tile_backward(const ScanInput<T>& in, const Chunk& chunk, const Workspace& space,
+                                          int64_t tile, float* state, float* A, const After& after) {
   const int64_t stride = in.coefficient_stride();
   const float* decay = in.block_decay(chunk.block) + tile * WIDTH;
   const int64_t last = in.coefficients(chunk.batch, chunk.first) + (chunk.steps - 1) * stride + tile;
   const float *b = in.B + last, *c = in.C + last;
+  const Workspace w = space;  // a copy, which no store of a vector can change
+  float* const sums = w.B_at(in.shape, 0, tile);
+  const int64_t sums_stride = Workspace::sums(in.shape);
   auto q = load_tile(state), grad_A = load_tile(A);
   for (int64_t k = chunk.steps - 1; k >= 0; --k, b -= stride, c -= stride) {
     const Vec grad_y = load(w.gradients.y + k * WIDTH);
     const Vec delta = load(w.steps.delta + k * WIDTH), drive = load(w.steps.drive + k * WIDTH);
-    Vec grad_drive = load(w.gradients.drive + k * WIDTH), grad_exponent = load(w.gradients.exponent + k * WIDTH);
+    Vec grad_drive = tile ? load(w.gradients.drive + k * WIDTH) : Vec(0.f);
+    Vec grad_exponent = tile ? load(w.gradients.exponent + k * WIDTH) : Vec(0.f);
     const float *before = w.before + k * TILE * WIDTH, *factor = w.factor + k * TILE * WIDTH;
     const auto grad_B = tabulate<TILE>([&](auto n) C10_ALWAYS_INLINE_ATTRIBUTE {
       const int64_t at = n * WIDTH;
@@ -135,76 +145,106 @@ void scan_tile_backward(const ScanInput<T>& in, const Chunk& chunk, const Worksp
       grad_A[n] = at::vec::fmadd(grad_log, delta, grad_A[n]);
       return product;
     });
-    add_eight_sums(grad_B, w.B_at(in.shape, k, tile));
-    store(w.gradients.drive + k * WIDTH, grad_drive);
-    store(w.gradients.exponent + k * WIDTH, grad_exponent);
+    add_eight_sums(grad_B, sums + k * sums_stride);
+    after(k, grad_drive, grad_exponent);
   }
   store_tile(state, q);
   store_tile(A, grad_A);
 }
 
-// The gradients of u and delta, and the sums for D and the bias.
+// The gradients of u and delta, and the sum for the bias.
 template <typename T>
-void write_gradients(const ScanBackward<T>& pass, const Chunk& chunk, const Workspace& w, const Carried& carried) {
+auto finish_gradients(const ScanBackward<T>& pass, const Chunk& chunk, const Workspace& w, const Carried& carried) {
   const ScanInput<T>& in = pass.in;
-  const int64_t d = chunk.channel();
-  const Vec skip = in.skip ? load(in.skip + d, chunk.lanes) : Vec(0.f);
-  Vec grad_skip = load(carried.skip), grad_bias = load(carried.bias);
-  for (int64_t k = 0; k < chunk.steps; ++k) {
-    const int64_t t = in.position(chunk.first + k), at = k * WIDTH;
-    const Vec u = load(w.steps.u + at), grad_y = load(w.gradients.y + at), grad_drive = load(w.gradients.drive + at);
-    Vec grad_u = grad_drive * load(w.steps.delta + at);
-    if (in.skip) grad_u = at::vec::fmadd(grad_y, skip, grad_u);
-    Vec grad_delta = at::vec::fmadd(grad_drive, u, load(w.gradients.exponent + at) * Vec(LN_2));
-    if (in.softplus) grad_delta = grad_delta * load(w.gradients.slope + at);
-    write(pass.u, chunk.batch, t, d, grad_u, chunk.lanes);
-    write(pass.delta, chunk.batch, t, d, grad_delta, chunk.lanes);
-    grad_skip = at::vec::fmadd(grad_y, u, grad_skip);
-    grad_bias = grad_bias + grad_delta;
-  }
-  store(carried.skip, grad_skip);
-  store(carried.bias, grad_bias);
+  const auto u_rows = chunk.rows_of(pass.u, in), delta_rows = chunk.rows_of(pass.delta, in);
+  const bool soft = in.softplus, large = pass.u.large;
+  const int64_t lanes = chunk.lanes;
+  const Vec skip = in.skip ? load(in.skip + chunk.channel(), lanes) : Vec(0.f);
+  const float *const u = w.steps.u, *const delta = w.steps.delta;
+  const float *const y = w.gradients.y, *const slope = w.gradients.slope;
+  float* const bias = carried.bias;
+  return [=](int64_t k, Vec grad_drive, Vec grad_exponent) C10_ALWAYS_INLINE_ATTRIBUTE {
+    const int64_t at = k * WIDTH;
+    const Vec grad_u = at::vec::fmadd(grad_drive, load(delta + at), load(y + at) * skip);
+    Vec grad_delta = at::vec::fmadd(grad_drive, load(u + at), grad_exponent * Vec(LN_2));
+    if (soft) grad_delta = grad_delta * load(slope + at);
+    write(u_rows[k], grad_u, lanes, large);
+    write(delta_rows[k], grad_delta, lanes, large);
+    store(bias, load(bias) + grad_delta);
+  };
 }
 
 // The gradient of z, once the y of every direction is known.
 template <typename T>
-void write_gate_gradient(const ScanInput<T>& in, const GatedGradient<T>& gate, const Task& task, const Chunk& chunk,
-                         const Workspace& w) {
-  for (int64_t k = 0; k < chunk.steps; ++k) {
-    const int64_t t = in.position(chunk.first + k);
-    Vec y = load(w.steps.y + k * WIDTH);
-    if (!task.last) {
-      store(task.kept_at(t, chunk.block), y);
-      continue;
-    }
-    if (!task.first) y = y + load(task.kept_at(t, chunk.block));
-    write(gate.grad_z, chunk.batch, t, chunk.channel(), y * load(w.gradients.z + k * WIDTH), chunk.lanes);
-  }
+auto finish_gate(const ScanInput<T>& in, const GatedGradient<T>& gate, const Task& task, const Chunk& chunk,
+                 const Workspace& w) {
+  const auto kept = chunk.kept_by(task, in);
+  const auto rows = chunk.rows_of(gate.grad_z, in);
+  const float* const slope = w.gradients.z;
+  const bool gated(gate.z), adds = !task.first, ends = task.last, large = gate.grad_z.large;
+  const int64_t lanes = chunk.lanes;
+  return [=](int64_t k, Vec y) C10_ALWAYS_INLINE_ATTRIBUTE {
+    if (!gated) return;
+    if (!ends) return store(kept[k], y);
+    if (adds) y = y + load(kept[k]);
+    write(rows[k], y * load(slope + k * WIDTH), lanes, large);
+  };
 }
 
-inline void load_state(const Shape& shape, int64_t block, const float* from, float* state) {
-  const int64_t lanes = shape.blocks.lanes(block);
-  for (int64_t n = 0; n < shape.states; ++n) store(state + n * WIDTH, load(from + n * shape.channels, lanes));
+// The states at the start of a chunk.
+inline void load_states(const Shape& shape, const Chunk& chunk, const float* stored, float* state) {
+  std::fill_n(state, shape.block_state(), 0.f);
+  const int64_t index = chunk.first / CHUNK;
+  if (index == 0) return;
+  const float* from = stored + shape.stored_state(chunk.batch, index, chunk.block);
+  for (int64_t n = 0; n < shape.states; ++n) store(state + n * WIDTH, load(from + n * shape.channels, chunk.lanes));
+}
+
+// A tile of a chunk forwards and back, the last one of them or not; `next` is read ahead.
+template <bool LAST, typename T>
+void scan_backward_tile(const ScanBackward<T>& pass, const GatedGradient<T>& gate, const Task& task,
+                        const Chunk& chunk, const Chunk& next, const Workspace& w, const Carried& carried,
+                        int64_t tile) {
+  const ScanInput<T>& in = pass.in;
+  const Shape& shape = in.shape;
+  const Record record{w.before, w.factor, w.gradients.y, w.C_at(shape, 0, tile), Workspace::sums(shape)};
+  float *const h = w.state + tile * WIDTH, *const q = carried.state + tile * WIDTH, *const A = carried.A + tile * WIDTH;
+  if constexpr (LAST) {
+    const auto u = next.rows_of(in.u, in), delta = next.rows_of(in.delta, in), y = next.rows_of(gate.grad_y, in);
+    const auto z = gate.z ? next.rows_of(gate.z, in) : y;
+    const float* const states = pass.states + shape.stored_state(next.batch, next.first / CHUNK, next.block);
+    const auto last = finish_gate(in, gate, task, chunk, w);
+    const auto last_gradients = finish_gradients(pass, chunk, w, carried);
+    scan_tile<true>(in, chunk, w.steps, tile, h, record, [=](int64_t k, Vec sum) C10_ALWAYS_INLINE_ATTRIBUTE {
+      last(k, sum);
+      __builtin_prefetch(u[k]), __builtin_prefetch(delta[k]), __builtin_prefetch(states + k * shape.channels);
+    });
+    scan_tile_backward(in, chunk, w, tile, q, A, [=](int64_t k, Vec drive, Vec exponent) C10_ALWAYS_INLINE_ATTRIBUTE {
+      last_gradients(k, drive, exponent);
+      __builtin_prefetch(y[k]), __builtin_prefetch(z[k]);
+    });
+  } else {
+    float *const y = w.steps.y, *const grad_drive = w.gradients.drive, *const grad_exponent = w.gradients.exponent;
+    scan_tile<true>(in, chunk, w.steps, tile, h, record, [=](int64_t k, Vec sum) C10_ALWAYS_INLINE_ATTRIBUTE {
+      store(y + k * WIDTH, sum);
+    });
+    scan_tile_backward(in, chunk, w, tile, q, A, [=](int64_t k, Vec drive, Vec exponent) C10_ALWAYS_INLINE_ATTRIBUTE {
+      store(grad_drive + k * WIDTH, drive);
+      store(grad_exponent + k * WIDTH, exponent);
+    });
+  }
 }
 
 template <typename T>
 void scan_backward_chunk(const ScanBackward<T>& pass, const GatedGradient<T>& gate, const Task& task,
-                         const Chunk& chunk, const Workspace& w, const Carried& carried) {
-  const ScanInput<T>& in = pass.in;
-  const Shape& shape = in.shape;
-  const int64_t index = chunk.first / CHUNK;
-  std::fill_n(w.state, shape.block_state(), 0.f);
-  if (index > 0)
-    load_state(shape, chunk.block, pass.states + shape.stored_state(chunk.batch, index, chunk.block), w.state);
-  prepare<true>(in, chunk, w.steps, w.gradients.slope);
-  prepare_gradients(in, gate, chunk, w.gradients);
-  for (int64_t tile = 0; tile < shape.padded_states(); tile += TILE) {
-    const Record record{w.before, w.factor, w.gradients.y, w.C_at(shape, 0, tile), Workspace::sums(shape)};
-    scan_tile<true>(in, chunk, w.steps, tile, w.state + tile * WIDTH, &record);
-    scan_tile_backward(in, chunk, w, tile, carried.state + tile * WIDTH, carried.A + tile * WIDTH);
-  }
-  write_gradients(pass, chunk, w, carried);
-  if (gate.z) write_gate_gradient(in, gate, task, chunk, w);
+                         const Chunk& chunk, const Chunk& next, const Workspace& w, const Carried& carried) {
+  load_states(pass.in.shape, chunk, pass.states, w.state);
+  prepare<true>(pass.in, chunk, w.steps, w.gradients.slope);
+  prepare_gradients(pass.in, gate, chunk, w, carried);
+  const int64_t last = pass.in.shape.padded_states() - TILE;
+  for (int64_t tile = 0; tile < last; tile += TILE)
+    scan_backward_tile<false>(pass, gate, task, chunk, next, w, carried, tile);
+  scan_backward_tile<true>(pass, gate, task, chunk, next, w, carried, last);
 }
 
 // A chunk's gradients of B and C into their rows.
@@ -243,8 +283,9 @@ void scan_backward_pass(const ScanBackward<T>& pass, const GatedGradient<T>& gat
   for (int64_t index = shape.chunks() - 1; index >= 0; --index) {
     std::fill_n(w.B, sums, 0.f);
     std::fill_n(w.C, sums, 0.f);
-    for (int64_t block = task.begin; block < task.end; ++block)
-      scan_backward_chunk(pass, gate, task, Chunk(pass.in, task.batch, block, index), w, carried(block));
+    for_each_chunk(shape, task, index, -1, [&](const Chunk& chunk, const Chunk& next) {
+      scan_backward_chunk(pass, gate, task, chunk, next, w, carried(chunk.block));
+    });
     write_coefficients(pass, run, task.batch, index, w);
   }
   for (int64_t block = task.begin; block < task.end; ++block) {

@@ -19,32 +19,82 @@ struct ScanForward {
   float* states;  // (batch, chunks - 1, states, channels), or null
 };
 
-// y, with that of the direction before where there is one; times SiLU(z) where there is a gate.
-template <typename T>
-void write_output(const ScanInput<T>& in, const Task& task, const Chunk& chunk, const Steps& s, const Gated<T>& out) {
-  const int64_t d = chunk.channel();
-  for (int64_t k = 0; k < chunk.steps; ++k) {
-    const int64_t t = in.position(chunk.first + k);
-    Vec y = load(s.y + k * WIDTH);
-    if (!task.last) {
-      store(task.kept_at(t, chunk.block), y);
-      continue;
-    }
-    if (!task.first) y = y + load(task.kept_at(t, chunk.block));
-    if (out.z) {
-      const Vec z = load(out.z.at(chunk.batch, t, d), chunk.lanes);
-      out.z.prefetch(chunk.batch, t, d + WIDTH);
-      y = y * z * sigmoid(z);
-    }
-    write(out.y, chunk.batch, t, d, y, chunk.lanes);
+// Scratch of one task: what is known of a chunk's steps, the gate at each of them, and the states of all its blocks.
+struct ForwardSpace {
+  Steps steps;
+  float *gate, *states;
+
+  static int64_t floats(const Shape& shape, int64_t blocks) {
+    return Steps::FLOATS + CHUNK * WIDTH + blocks * shape.block_state();
   }
+  ForwardSpace(Scratch& scratch, const Shape& shape, int64_t blocks)
+      : steps(scratch), gate(scratch.take(CHUNK * WIDTH)), states(scratch.take(blocks * shape.block_state())) {}
+};
+
+// SiLU(z).
+template <typename T>
+void prepare_gate(const ScanInput<T>& in, const Gated<T>& out, const Chunk& chunk, float* gate) {
+  const auto rows = chunk.rows_of(out.z, in);
+  const int64_t lanes = chunk.lanes;
+  in_groups(chunk.steps, [&](int64_t k, auto size) C10_ALWAYS_INLINE_ATTRIBUTE {
+    const auto z = load_rows<size()>(rows, k, lanes);
+    store_steps(gate, k, each([](Vec v, Vec open) { return v * open; }, z, sigmoid(z)));
+  });
 }
 
-inline void store_state(const Shape& shape, int64_t block, const float* state, float* out, bool large) {
-  const int64_t lanes = shape.blocks.lanes(block);
-  for (int64_t n = 0; n < shape.states; ++n) {
-    const Vec h = load(state + n * WIDTH);
-    large ? stream(out + n * shape.channels, h, lanes) : store(out + n * shape.channels, h, lanes);
+// y, with that of the direction before where there is one, times the gate where there is one.
+template <typename T>
+auto finish(const ScanInput<T>& in, const Gated<T>& out, const Task& task, const Chunk& chunk, const float* gate) {
+  const auto kept = chunk.kept_by(task, in);
+  const auto rows = chunk.rows_of(out.y, in);
+  const bool gated(out.z), adds = !task.first, ends = task.last, large = out.y.large;
+  const int64_t lanes = chunk.lanes;
+  return [=](int64_t k, Vec y) C10_ALWAYS_INLINE_ATTRIBUTE {
+    if (!ends) return store(kept[k], y);
+    if (adds) y = y + load(kept[k]);
+    if (gated) y = y * load(gate + k * WIDTH);
+    write(rows[k], y, lanes, large);
+  };
+}
+
+// The states of one tile after a chunk, where the backward pass will begin the next one.
+inline void store_states(const Shape& shape, const Chunk& chunk, int64_t tile, const float* state, float* out,
+                         bool large) {
+  for (int64_t n = tile; n < std::min(tile + TILE, shape.states); ++n)
+    write(out + n * shape.channels, load(state + n * WIDTH), chunk.lanes, large);
+}
+
+template <typename T>
+void scan_forward_chunk(const ScanForward<T>& pass, const Gated<T>& out, const Task& task, const Chunk& chunk,
+                        const Chunk& next, const ForwardSpace& space, float* state) {
+  const ScanInput<T>& in = pass.in;
+  const Shape& shape = in.shape;
+  prepare<false>(in, chunk, space.steps, nullptr);
+  if (out.z && task.last) prepare_gate(in, out, chunk, space.gate);
+  const auto u = next.rows_of(in.u, in), delta = next.rows_of(in.delta, in);
+  const auto z = out.z ? next.rows_of(out.z, in) : u;
+  const auto last = finish(in, out, task, chunk, space.gate);
+  float* const y = space.steps.y;
+  const auto ahead = [=](int64_t k) C10_ALWAYS_INLINE_ATTRIBUTE {
+    __builtin_prefetch(u[k]), __builtin_prefetch(delta[k]), __builtin_prefetch(z[k]);
+  };
+  const int64_t index = chunk.first / CHUNK, tiles = shape.padded_states();
+  float* const stored = pass.states && index + 1 < shape.chunks()
+      ? pass.states + shape.stored_state(task.batch, index + 1, chunk.block)
+      : nullptr;
+  for (int64_t tile = 0; tile < tiles; tile += TILE) {
+    float* const h = state + tile * WIDTH;
+    if (tile + TILE < tiles) {
+      scan_tile<false>(in, chunk, space.steps, tile, h, {}, [=](int64_t k, Vec sum) C10_ALWAYS_INLINE_ATTRIBUTE {
+        store(y + k * WIDTH, sum);
+      });
+    } else {
+      scan_tile<false>(in, chunk, space.steps, tile, h, {}, [=](int64_t k, Vec sum) C10_ALWAYS_INLINE_ATTRIBUTE {
+        last(k, sum);
+        ahead(k);
+      });
+    }
+    if (stored) store_states(shape, chunk, tile, state, stored, out.y.large);
   }
 }
 
@@ -55,24 +105,14 @@ inline void write_last_state(const Shape& shape, int64_t batch, int64_t block, c
 }
 
 template <typename T>
-void scan_forward_pass(const ScanForward<T>& pass, const Gated<T>& out, const Task& task, const Steps& steps,
-                       float* states) {
-  const ScanInput<T>& in = pass.in;
-  const Shape& shape = in.shape;
-  const auto state_of = [&](int64_t block) { return states + (block - task.begin) * shape.block_state(); };
-  std::fill_n(states, task.blocks() * shape.block_state(), 0.f);
-  for (int64_t index = 0; index < shape.chunks(); ++index) {
-    for (int64_t block = task.begin; block < task.end; ++block) {
-      float* state = state_of(block);
-      if (pass.states && index > 0)
-        store_state(shape, block, state, pass.states + shape.stored_state(task.batch, index, block), out.y.large);
-      const Chunk chunk(in, task.batch, block, index);
-      prepare<false>(in, chunk, steps, nullptr);
-      for (int64_t tile = 0; tile < shape.padded_states(); tile += TILE)
-        scan_tile<false>(in, chunk, steps, tile, state + tile * WIDTH, nullptr);
-      write_output(in, task, chunk, steps, out);
-    }
-  }
+void scan_forward_pass(const ScanForward<T>& pass, const Gated<T>& out, const Task& task, const ForwardSpace& space) {
+  const Shape& shape = pass.in.shape;
+  const auto state_of = [&](int64_t block) { return space.states + (block - task.begin) * shape.block_state(); };
+  std::fill_n(space.states, task.blocks() * shape.block_state(), 0.f);
+  for (int64_t index = 0; index < shape.chunks(); ++index)
+    for_each_chunk(shape, task, index, 1, [&](const Chunk& chunk, const Chunk& next) {
+      scan_forward_chunk(pass, out, task, chunk, next, space, state_of(chunk.block));
+    });
   if (!pass.last_state) return;
   for (int64_t block = task.begin; block < task.end; ++block)
     write_last_state(shape, task.batch, block, state_of(block), pass.last_state);
@@ -81,17 +121,19 @@ void scan_forward_pass(const ScanForward<T>& pass, const Gated<T>& out, const Ta
 // One direction or two, of equal batch, length and channels.
 template <typename T>
 void scan_forward(const std::vector<ScanForward<T>>& passes, const Gated<T>& out) {
+  const auto floats = [&](int64_t blocks) {
+    int64_t most = 0;
+    for (const auto& pass : passes) most = std::max(most, ForwardSpace::floats(pass.in.shape, blocks));
+    return most;
+  };
   const Shape& shape = passes.front().in.shape;
-  int64_t most_state = 0;
-  for (const auto& pass : passes) most_state = std::max(most_state, pass.in.shape.block_state());
-  const auto floats = [&](int64_t blocks) { return Steps::FLOATS + blocks * most_state; };
   for_each_task(shape, choose_runs(shape), passes.size() > 1, floats, [&](Task task, int64_t, Scratch& scratch) {
-    const Steps steps(scratch);
-    float* states = scratch.take(task.blocks() * most_state);
+    float* const mark = scratch.mark();
     for (const auto& pass : passes) {
       task.first = &pass == &passes.front();
       task.last = &pass == &passes.back();
-      scan_forward_pass(pass, out, task, steps, states);
+      scratch.reset(mark);
+      scan_forward_pass(pass, out, task, ForwardSpace(scratch, pass.in.shape, task.blocks()));
     }
   });
 }

@@ -98,72 +98,113 @@ inline void drain() {
 #endif
 }
 
-// 2^r on [-1/2, 1/2], relative error below 1e-7, and below 3e-9 near r = 0: decays close to 1 carry a state furthest.
-inline Vec exp2_fraction(Vec r) {
-  Vec p(0.00132647323f);
-  p = at::vec::fmadd(p, r, Vec(0.00967151444f));
-  p = at::vec::fmadd(p, r, Vec(0.0555073375f));
-  p = at::vec::fmadd(p, r, Vec(0.240222421f));
-  p = at::vec::fmadd(p, r, Vec(0.693146978f));
-  return at::vec::fmadd(p, r, Vec(1.f));
+// Several vectors that the same is done to, one operation after another for all of them. Of the long chains of
+// operations below the processor sees hardly two at a time: one vector after another, it would wait for each.
+template <size_t COUNT>
+using Pack = std::array<Vec, COUNT>;
+
+template <typename F, size_t COUNT, typename... Packs>
+C10_ALWAYS_INLINE auto each(const F& f, const Pack<COUNT>& x, const Packs&... more) {
+  return tabulate<COUNT>([&](auto k) C10_ALWAYS_INLINE_ATTRIBUTE { return f(x[k], more[k]...); });
 }
 
+// c[0] x^n + ... + c[n].
+template <size_t COUNT, size_t TERMS>
+C10_ALWAYS_INLINE Pack<COUNT> polynomial(const std::array<float, TERMS>& c, const Pack<COUNT>& x) {
+  Pack<COUNT> p = each([&](Vec) { return Vec(c[0]); }, x);
+  unroll<TERMS - 1>([&](auto i) C10_ALWAYS_INLINE_ATTRIBUTE {
+    p = each([&](Vec sum, Vec v) { return at::vec::fmadd(sum, v, Vec(c[i + 1])); }, p, x);
+  });
+  return p;
+}
+
+// 2^r on [-1/2, 1/2], relative error below 1e-7, and below 3e-9 near r = 0: decays close to 1 carry a state furthest.
+constexpr std::array EXP2_FRACTION{0.00132647323f, 0.00967151444f, 0.0555073375f, 0.240222421f, 0.693146978f, 1.f};
+
 // 2^x, at the infinities as well.
-inline Vec exp2(Vec x) {
+template <size_t COUNT>
+C10_ALWAYS_INLINE Pack<COUNT> exp2(const Pack<COUNT>& x) {
 #if defined(CPU_CAPABILITY_AVX512)
   constexpr int NEAREST = 0x8;  // to the nearest integer, raising no exception
-  const Vec p = exp2_fraction(_mm512_reduce_ps(x, NEAREST));  // of x less the nearest integer; 0 at the infinities
-  return _mm512_scalef_ps(p, _mm512_roundscale_ps(x, NEAREST));
+  const auto p = polynomial(EXP2_FRACTION, each([](Vec v) { return Vec(_mm512_reduce_ps(v, NEAREST)); }, x));
+  return each([](Vec p, Vec v) { return Vec(_mm512_scalef_ps(p, _mm512_roundscale_ps(v, NEAREST))); }, p, x);
 #elif defined(CPU_CAPABILITY_AVX2)
-  const __m256 clamped = _mm256_min_ps(_mm256_set1_ps(128.f), _mm256_max_ps(_mm256_set1_ps(-127.f), x));
-  const __m256 nearest = _mm256_round_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Vec p = exp2_fraction(_mm256_sub_ps(clamped, nearest));
-  // 2^nearest from its exponent field: 0 gives zero, 255 infinity; a NaN stays in p.
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(nearest), _mm256_set1_epi32(127));
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  const auto clamp = [](Vec v) {
+    return Vec(_mm256_min_ps(_mm256_set1_ps(128.f), _mm256_max_ps(_mm256_set1_ps(-127.f), v)));
+  };
+  const auto nearest = [](Vec v) { return Vec(_mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); };
+  const auto scale = [](Vec p, Vec whole) {  // by 2^whole as an exponent field: 0 is zero, 255 infinity; NaN stays in p
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return Vec(_mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))));
+  };
+  const auto clamped = each(clamp, x), whole = each(nearest, clamped);
+  const auto p = polynomial(EXP2_FRACTION, each([](Vec v, Vec n) { return v - n; }, clamped, whole));
+  return each(scale, p, whole);
 #else
-  return x.exp2();
+  return each([](Vec v) { return v.exp2(); }, x);
 #endif
 }
 
 // 2^x for finite x; NaN at the infinities. The scan takes one for every channel, state and position: it is what the
 // time goes into, and the subtraction costs half of what `reduce` does.
-inline Vec exp2_finite(Vec x) {
+C10_ALWAYS_INLINE Vec exp2_finite(Vec x) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m512 nearest = _mm512_roundscale_ps(x, 0x8);
-  return _mm512_scalef_ps(exp2_fraction(_mm512_sub_ps(x, nearest)), nearest);
+  return _mm512_scalef_ps(polynomial(EXP2_FRACTION, Pack<1>{_mm512_sub_ps(x, nearest)})[0], nearest);
 #else
-  return exp2(x);
+  return exp2(Pack<1>{x})[0];
 #endif
 }
 
-inline Vec exp(Vec x) {
-  return exp2(x * Vec(LOG2_E));
+// 1 / x for x from 1 to 2^126; a division takes several times as long.
+C10_ALWAYS_INLINE Vec inverse(Vec x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const Vec near = _mm512_rcp14_ps(x);  // to 2^-14, which one step of Newton's squares
+  return at::vec::fmadd(near, at::vec::fnmadd(x, near, Vec(1.f)), near);
+#else
+  return Vec(1.f) / x;
+#endif
+}
+
+// x, or the bound that it is above; a NaN stays.
+C10_ALWAYS_INLINE Vec at_most(Vec x, float bound) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_min_ps(Vec(bound), x);
+#else
+  return at::vec::minimum(x, Vec(bound));
+#endif
+}
+
+template <size_t COUNT>
+C10_ALWAYS_INLINE Pack<COUNT> sigmoid(const Pack<COUNT>& x) {
+  const auto e = exp2(each([](Vec v) { return at_most(v * Vec(-LOG2_E), 126.f); }, x));
+  return each([](Vec v) { return inverse(Vec(1.f) + v); }, e);
 }
 
 inline Vec sigmoid(Vec x) {
-  return Vec(1.f) / (Vec(1.f) + exp(x.neg()));
+  return sigmoid(Pack<1>{x})[0];
 }
 
-// log(1 + e) for e in [0, 1], relative error below 2e-7 also where e is tiny.
-inline Vec log1p_fraction(Vec e) {
-  constexpr float COEFFICIENTS[] = {-0.0300655472f, 0.0792041675f, -0.137537738f, 0.191536428f,
-                                    -0.248571609f,  0.333213223f,  -0.49999648f,  1.f};
-  Vec p(0.0053647585f);
-  for (float coefficient : COEFFICIENTS) p = at::vec::fmadd(p, e, Vec(coefficient));
-  return p * e;
-}
+// log(1 + e) / e on [0, 1], relative error below 2e-7.
+constexpr std::array LOG1P_RATIO{0.0053647585f,  -0.0300655472f, 0.0792041675f, -0.137537738f, 0.191536428f,
+                                 -0.248571609f, 0.333213223f,   -0.49999648f,  1.f};
 
-// log(1 + e^x) without overflow.
-inline Vec softplus(Vec x) {
-  return at::vec::maximum(x, Vec(0.f)) + log1p_fraction(exp(x.abs().neg()));
-}
+template <size_t COUNT>
+struct Softplus {
+  Pack<COUNT> value, slope;
+};
 
-// log(1 + e^x) and its derivative, from one exponential.
-inline void softplus(Vec x, Vec& value, Vec& slope) {
-  const Vec e = exp(x.abs().neg()), positive = at::vec::maximum(x, Vec(0.f));
-  value = positive + log1p_fraction(e);
-  slope = Vec::blendv(e, Vec(1.f), x >= Vec(0.f)) / (Vec(1.f) + e);
+// log(1 + e^x) without overflow, and its derivative where it is wanted, from one exponential.
+template <bool SLOPE, size_t COUNT>
+C10_ALWAYS_INLINE Softplus<COUNT> softplus(const Pack<COUNT>& x) {
+  const auto e = exp2(each([](Vec v) { return v.abs() * Vec(-LOG2_E); }, x));
+  const auto value = [](Vec v, Vec e, Vec ratio) { return at::vec::fmadd(e, ratio, at::vec::maximum(v, Vec(0.f))); };
+  const auto slope = [](Vec v, Vec e) {
+    return Vec::blendv(e, Vec(1.f), v >= Vec(0.f)) * inverse(Vec(1.f) + e);
+  };
+  Softplus<COUNT> out{each(value, x, e, polynomial(LOG1P_RATIO, e)), x};
+  if constexpr (SLOPE) out.slope = each(slope, x, e);
+  return out;
 }
 
 inline float sum(Vec x) {
