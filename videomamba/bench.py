@@ -5,6 +5,7 @@ Both are first checked to give the same result. Rows, table and JSON: bench_tabl
 
 import typer
 
+from videomamba.bench_checkpoint import checkpoint
 from videomamba.bench_decode import decode
 from videomamba.bench_encoder import encoder
 from videomamba.bench_loader import loader
@@ -29,6 +30,7 @@ app.command("encoder", epilog="Example: videomamba bench encoder --json encoder.
 app.command("loader", epilog="Example: videomamba bench loader --json loader.json")(loader)
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
 app.command("plan", epilog="Example: videomamba bench plan --json plan.json")(plan)
+app.command("checkpoint", epilog="Example: videomamba bench checkpoint --model base --folder /scratch")(checkpoint)
 app.command("decode", epilog="Example: videomamba bench decode --clip a.mp4 --clip b.webm")(decode)
 app.command(
     "teacher-cache",

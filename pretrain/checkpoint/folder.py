@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
@@ -128,6 +129,6 @@ def best(folders: list[Path], metric: str, lowest: bool) -> Path | None:
             value = read_meta(folder).metrics.get(metric)
         except UserError:  # a damaged one is no candidate; resuming tells of it
             continue
-        if value is not None:
+        if value is not None and math.isfinite(value):
             scored.append((-value if lowest else value, step_of(folder), folder))
     return max(scored)[2] if scored else None

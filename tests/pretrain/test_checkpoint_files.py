@@ -92,7 +92,7 @@ def saved(tmp_path: Path):
     ],
 )
 def test_what_stays(saved, policy, kept):
-    loss = {10: 5.0, 20: 4.0, 50: 1.0, 80: 1.5}
+    loss = {10: 5.0, 20: 4.0, 30: float("nan"), 50: 1.0, 80: 1.5}
     root = saved(*range(10, 90, 10), loss=loss, r1={20: 0.5, 40: 0.5, 60: 0.2})
     checkpoint.prune(root, CheckpointConfig(**policy))
     assert [int(path.name[5:]) for path in checkpoint.checkpoints(root.parent)] == kept

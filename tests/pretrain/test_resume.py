@@ -154,6 +154,24 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(lives, trees,
     assert lives.keys(name) == lives.keys(f"{name} straight")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first, second", [((1, "zero0"),) * 2, ((2, "zero2"),) * 2, ((2, "zero3"),) * 2, ((2, "zero2"), (1, "zero3"))]
+)
+def test_so_it_does_with_muon_an_average_of_weights_bf16_and_micro_batches(lives, trees, first, second):
+    tree, name = trees["stage2"] | {"precision": "bf16", "micro_batch": 1}, f"muon {first} {second}"
+    tree["optim"] = {"method": "muon", "lr": 2e-3, "muon_lr": 0.01, "warmup_steps": 2, "ema_decay": 0.9}
+    lives.whole(tree | {"deepspeed": first[1]}, f"{name} straight", first[0])
+    halves(lives, tree, name, first, second)
+    assert "ema.safetensors" in lives.weights(name)
+    assert lives.keys(name) == lives.keys(f"{name} straight")
+    if first == second:
+        assert numbers(lives.log(name)) == numbers(lives.log(f"{name} straight"))
+        assert lives.weights(name) == lives.weights(f"{name} straight")
+    for ours, theirs in zip(lives.log(name), lives.log(f"{name} straight"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+
+
 CHANGES = [
     ((1, "zero0"), (2, "zero2")),
     ((2, "zero2"), (1, "zero0")),
