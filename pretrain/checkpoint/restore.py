@@ -91,7 +91,7 @@ def _put_weights(engine: Any, model: nn.Module, stored: StoredTensors, folder: P
 
 
 def _put_cut(parameter: nn.Parameter, value: Tensor) -> None:
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([parameter], modifier_rank=0):
         parameter.copy_(value)

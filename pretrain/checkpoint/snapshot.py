@@ -71,7 +71,7 @@ def _weights(model: nn.Module, weights: dict[str, Tensor], stage: int) -> Iterat
     if stage < 3:
         yield from weights.values() if distributed.rank() == 0 else ()
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in weights.items():
