@@ -14,6 +14,7 @@ from configs.errors import ConfigError, UserError
 from configs.loader import find_config, read_tree
 from slurm.cluster import ClusterProfile, load_cluster
 from slurm.job import Job, Resources, absolute, videomamba_command
+from slurm.pipeline.config import is_pipeline, load_pipeline
 from slurm.render import render
 from slurm.snapshot import snapshot_code
 from slurm.submit import prepare, submit, test_only
@@ -46,7 +47,7 @@ def submit_config(
     """
     if not cluster:
         raise UserError("No cluster is named.", "Give --cluster NAME or FILE, or set VIDEOMAMBA_CLUSTER.")
-    if isinstance(read_tree(config).get("steps"), dict):
+    if is_pipeline(read_tree(config)):
         if nodes != "1" or gpus or time:
             raise UserError("--nodes, --gpus and --time are of a single run.", "Write them into the steps' resources.")
         _submit_pipeline(ctx, config, overrides or [], load_cluster(cluster), tuple(after or []), dry_run)
@@ -84,7 +85,6 @@ def _submit_pipeline(
 ) -> None:
     from rich.console import Console
 
-    from slurm.pipeline.config import load_pipeline
     from slurm.pipeline.submit import show_jobs, submit_pipeline
 
     pipeline, tree, console = load_pipeline(name, overrides), ctx.find_root().command, Console(soft_wrap=True)
@@ -131,10 +131,10 @@ def _videomamba(*arguments: str) -> str:
 @app.command("status", epilog="Example: videomamba status runs/stage1")
 def status(run: Run) -> None:
     """Where a submitted run is: queue, restarts, progress, and the last error."""
-    from slurm.pipeline.jobs import describe_chain, is_pipeline
+    from slurm.pipeline.jobs import describe_chain, is_chain
     from slurm.status import describe
 
-    if is_pipeline(run):
+    if is_chain(run):
         from rich.console import Console
 
         table, errors = describe_chain(run)
@@ -150,8 +150,8 @@ def cancel(
     run: Run, now: Annotated[bool, typer.Option("--now", help="Do not let it save what it has first.")] = False
 ) -> None:
     """End a submitted run; it saves first, and can be submitted again."""
-    from slurm.pipeline.jobs import cancel_chain, is_pipeline
+    from slurm.pipeline.jobs import cancel_chain, is_chain
     from slurm.status import cancel as end
 
-    for line in cancel_chain(run, now) if is_pipeline(run) else end(absolute(run), now):
+    for line in cancel_chain(run, now) if is_chain(run) else end(absolute(run), now):
         typer.echo(line)

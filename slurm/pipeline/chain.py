@@ -50,6 +50,7 @@ class Task:
     out: Path
     inputs: tuple[Path, ...]
     ranks: int
+    at_once: int | None
     resources: Resources
     parts: tuple[Part, ...]
 
@@ -164,6 +165,7 @@ def _task(names: Names, name: str, step: Step, needs: tuple[str, ...], reads: se
         out=out,
         inputs=tuple(Path(names.fill(path, f"{where}.inputs", {"out": str(out)}, reads)) for path in step.inputs),
         ranks=names.number(step.ranks, f"{where}.ranks"),
+        at_once=None if step.at_once is None else names.number(step.at_once, f"{where}.at_once"),
         resources=validate(names.fill_value(step.resources, f"{where}.resources", {}), Resources, f"{where}.resources"),
         parts=tuple(parts),
     )

@@ -36,9 +36,9 @@ class Step(Frozen):
     it. `out` is the folder that it writes (default: FOLDER/NAME); `continues` names a step in whose folder it goes on
     instead. `needs` names the steps before it (default: the one above). `done` is a file that proves that its work is
     finished (default: that it has left with 0 here once). `inputs` are paths that have to be there. `array` cuts it
-    into so many parts that share nothing: {part} (from 1) of {parts}. `ranks` are started when it runs here, and
-    `resources` are asked of a cluster (job.py has their keys). `enabled: false` leaves it out, and what needs it needs
-    what it needed.
+    into so many parts that share nothing: {part} (from 1) of {parts}; `at_once` limits how many a cluster runs
+    together. `ranks` are started when it runs here, and `resources` are asked of a cluster (job.py has their keys).
+    `enabled: false` leaves it out, and what needs it needs what it needed.
     """
 
     command: tuple[str, ...] = Field(min_length=1)
@@ -50,6 +50,7 @@ class Step(Frozen):
     done: str | None = None
     inputs: tuple[str, ...] = ()
     array: Number | None = None
+    at_once: Number | None = None
     ranks: Number = 1
     enabled: bool | str = True
     resources: dict[str, Any] = Field(default_factory=dict)
@@ -96,10 +97,18 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     `key=value` without a dot sets a variable of that name. Raises ConfigError, naming the nearest key.
     """
     tree = read_tree(name)
+    if not is_pipeline(tree):
+        cure = "Give a pipeline; a single run goes to `videomamba pretrain`, `eval` and so on."
+        raise ConfigError(f"{name} is no pipeline: it has no `steps` that are named.", cure)
     variables = tree.get("variables")
     known = variables if isinstance(variables, Mapping) else {}
     changed = apply_overrides(tree, [_addressed(override, known) for override in overrides])
     return validate(changed, Pipeline, str(name))
+
+
+def is_pipeline(tree: Mapping[str, Any]) -> bool:
+    """Whether the tree of a config is that of a pipeline, whose `steps` are no number."""
+    return isinstance(tree.get("steps"), Mapping)
 
 
 def _addressed(override: str, variables: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from slurm.status import cancel, progress, state_of
 from slurm.submit import Record, in_queue, read_record
 
 
-def is_pipeline(folder: Path) -> bool:
-    """Whether a folder is one of a pipeline."""
+def is_chain(folder: Path) -> bool:
+    """Whether a folder is that of a pipeline."""
     return (folder / RESOLVED).is_file()
 
 
@@ -85,8 +85,12 @@ def _here(task: Task, folder: PipelineFolder) -> tuple[str, list[str]]:
     row = ["", "", f"{done} of {len(task.parts)} parts" if task.array else ""]
     if done == len(task.parts):
         return "done here", row
-    bad = [record for record in records if record.state != "done"]
-    return (f"{bad[0].state} (exit code {bad[0].exit_code})" if bad else "not run"), row
+    for record in records:
+        if record.state == "running":
+            return "running here, or killed", row
+        if record.state != "done":
+            return f"{record.state} here (exit code {record.exit_code})", row
+    return "not run", row
 
 
 def _state(task: Task, record: Record, done: set[str]) -> str:

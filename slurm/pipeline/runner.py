@@ -73,6 +73,11 @@ class Runner:
     def _leaving(self) -> bool:
         return self._outcome.failed is not None or self._outcome.signal is not None
 
+    @property
+    def _passed_on(self) -> int:
+        """The signal that steps get: a closed terminal is a TERM to them, on which they save."""
+        return signal.SIGINT if self._outcome.signal == signal.SIGINT else signal.SIGTERM
+
     def _ready(self, part: Part, left: dict[str, int]) -> bool:
         return not any(left.get(need) for need in self.chain.tasks[part.step].needs)
 
@@ -97,7 +102,7 @@ class Runner:
         running = Running(self.folder.begin(part), more, log, environment)
         self._active[part] = _Active(running, shown)
         if self._outcome.signal is not None:  # it came just now, and has passed this part by
-            running.send(self._outcome.signal)
+            running.send(self._passed_on)
 
     def _look(self, part: Part) -> bool:
         """Show what a part has said; if it has ended, remember how. True where its work is done."""
@@ -139,7 +144,7 @@ class Runner:
             again = self._outcome.signal is not None
             self._outcome.signal = self._outcome.signal or number
             for active in self._active.values():
-                active.running.send(signal.SIGKILL if again else number)
+                active.running.send(signal.SIGKILL if again else self._passed_on)
 
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup

@@ -26,7 +26,7 @@ from slurm.pipeline.jobs import refuse_queued
 from slurm.pipeline.plan import Plan, Selection, make_plan
 from slurm.render import render
 from slurm.snapshot import CodeVersion, snapshot_code
-from slurm.submit import prepare, slurm_says, submit, test_only
+from slurm.submit import prepare, read_record, slurm_says, submit, test_only
 
 CONFIG = "config.yaml"
 TRAINING = ("pretrain", "finetune")
@@ -75,9 +75,8 @@ def submit_pipeline(
                 waits = tuple(ids[need] for need in task.needs if need in ids)
                 ids[name] = _submit(task, plan, site, folder, waits or after, code)
                 console.print(f"{name}: job {ids[name]}" + (f", after {', '.join(waits)}" if waits else ""))
-        except UserError:
-            if ids:
-                slurm_says("scancel", *ids.values())
+        except (UserError, KeyboardInterrupt):
+            _withdraw([job_folder(chain.tasks[name], site.folder) for name in ids])
             raise
     return Submitted(chain.folder, ids)
 
@@ -123,6 +122,7 @@ def make_job(task: Task, parts: tuple[Part, ...], site: Site, after: tuple[str, 
         resources=asked(task, site.tree),
         after=after,
         array=len(parts) if others else None,
+        at_once=task.at_once if others else None,
         done=proof,
     )
 
@@ -177,6 +177,13 @@ def _renew_code(folder: Path) -> CodeVersion:
     with suppress(FileNotFoundError):
         shutil.rmtree(folder / "code")
     return snapshot_code(folder / "code")
+
+
+def _withdraw(runs: list[Path]) -> None:
+    """Take the jobs of these run folders out of the queue again, each chain of singletons as a whole."""
+    ids = [number for run in runs if (record := read_record(run)) is not None for number in record.ids]
+    if ids:
+        slurm_says("scancel", *ids)
 
 
 def _submit(

@@ -20,7 +20,7 @@ from videomamba.cli import app
 
 ROOT = Path(__file__).parents[3]
 STEPS = {
-    "shards": {"command": "data build clips {out} --part {part}/{parts}", "array": 4},
+    "shards": {"command": "data build clips {out} --part {part}/{parts}", "array": 4, "at_once": 2},
     "merge": {"command": "data merge {out}", "continues": "shards", "done": "{out}/dataset.json"},
     "stage1": {
         "command": "pretrain demo/stage1 out={out} data.train.0.path={merge} teacher.source=ViT-B-16",
@@ -85,7 +85,7 @@ def test_an_array_has_the_parts_that_are_left(job_of, tmp_path):
         4,
         ("slurm.pipeline.in_turn", str(tmp_path / "jobs" / "shards" / "slurm" / "commands.json"), "%a"),
     )
-    assert "#SBATCH --array=0-3\n" in script
+    assert "#SBATCH --array=0-3%2\n" in script
     job, _ = job_of("shards", 1)
     assert (job.array, job.command[-1]) == (None, "0")
 

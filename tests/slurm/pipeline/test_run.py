@@ -1,5 +1,6 @@
 """`videomamba run`: steps in order, each once; faults said beforehand; stopped or killed, the same command goes on."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -21,6 +22,10 @@ def test_steps_run_in_order_once_and_go_on_after_a_failure(runs):
     assert "error: The step 'second' failed with exit code 1." in said
     assert [row.split("│")[1:3] for row in said.splitlines() if row.startswith("│")] == [
         [" first  ", " done        "], [" second ", " failed      "], [" third  ", " not started "]
+    ]  # fmt: skip
+    status = runs(runs.folder / "run", command="status")
+    assert re.findall(r"│ (\w+) +│ ([\w ()]*\w\)?)", status) == [
+        ("first", "done here"), ("second", "failed here (exit code 1)"), ("third", "not run")
     ]  # fmt: skip
     (runs.folder / "run" / "input").write_text("now")
     again = runs(file)
@@ -78,7 +83,7 @@ def test_a_part_that_failed_is_the_only_one_that_runs_again(runs):
     assert runs.lines("order") == ["1", "2", "2", "3"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_stop_is_passed_on_and_the_same_command_goes_on(runs, number, code):
     file = runs.write(
         {
@@ -92,7 +97,7 @@ def test_a_stop_is_passed_on_and_the_same_command_goes_on(runs, number, code):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "Traceback" not in said
-    assert runs.record("long")["state"] == ("unfinished" if number == signal.SIGTERM else "stopped")
+    assert runs.record("long")["state"] == ("stopped" if number == signal.SIGINT else "unfinished")
     assert runs.lines("after") == []
     (runs.folder / "run" / "go").touch()
     runs(file)
@@ -165,6 +170,7 @@ WRONG = [
     ({"a": {"command": "data buidl x"}}, "No such command 'buidl'. Did you mean 'build'?"),
     ({"a": {"command": "--version"}}, "is no request: It does not begin with a command"),
     ({"a": {"command": "pretrain demo/stage1 optim.l=1"}}, "steps.a: demo/stage1: unknown key 'optim.l'"),
+    (500, "is no pipeline: it has no `steps` that are named"),
     ({"a": {"command": "eval demo/retrievl"}}, "steps.a: There is no config 'demo/retrievl'."),
     ({"a": {"command": "probe x", "inputs": ["/not/there"]}}, "The step 'a' reads /not/there, which is not there."),
 ]  # fmt: skip
