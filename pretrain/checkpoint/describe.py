@@ -8,7 +8,7 @@ from torch import Size
 
 from pretrain.checkpoint.folder import checkpoints, resolve, step_of, verify
 from pretrain.checkpoint.meta import FORMAT, Meta
-from pretrain.checkpoint.restore import StoredTensors
+from pretrain.checkpoint.restore import StoredTensors, optimizer_files
 from pretrain.checkpoint.snapshot import EMA, MODEL
 
 
@@ -41,7 +41,7 @@ def described(path: Path) -> Iterator[tuple[str, str]]:
 
 def _optimizer(folder: Path, meta: Meta) -> Iterator[tuple[str, str]]:
     """What is there to go on with: tensors and numbers by the optimizer's own names for them."""
-    files = sorted(folder.glob("optimizer-*.safetensors"))
+    files = optimizer_files(folder, meta)
     if meta.format != FORMAT:
         yield "optimizer", f"of format {meta.format}, which this version does not read"
     elif not files:

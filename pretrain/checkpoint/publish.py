@@ -63,13 +63,14 @@ def publish(aside: Path, final: Path, meta: Meta, beside: Surroundings, hashes: 
         (aside / "preprocess.json").write_text(json.dumps(beside.preprocess.model_dump(mode="json"), indent=2))
         if beside.tokenizer is not None:
             shutil.copytree(beside.tokenizer, aside / "tokenizer")
-        written = {str(path.relative_to(aside)): path for path in sorted(aside.rglob("*")) if path.is_file()}
-        files = {name: hashes.get(name) or sha256(path) for name, path in written.items()}
-        whole = meta.model_copy(update={"files": files})
+        # Not the files with hashes: who wrote them has brought them to the disk, and a list may not show them here yet.
+        small = {str(path.relative_to(aside)): path for path in aside.rglob("*") if path.is_file()}
+        small = {name: path for name, path in small.items() if name not in hashes}
+        files = {**hashes, **{name: sha256(path) for name, path in small.items()}}
+        whole = meta.model_copy(update={"files": dict(sorted(files.items()))})
         (aside / "meta.json").write_text(json.dumps(whole.model_dump(mode="json"), indent=2))
-        for name, path in [*written.items(), ("meta.json", aside / "meta.json")]:
-            if name not in hashes:  # those who wrote the others have brought them to the disk
-                _sync(path)
+        for path in [*small.values(), aside / "meta.json"]:
+            _sync(path)
         for folder in [*(path for path in aside.rglob("*") if path.is_dir()), aside]:
             sync_folder(folder)
         if final.exists():

@@ -1,6 +1,7 @@
 """A run's state put back into any number of ranks at any ZeRO stage, bit for bit, one tensor at a time."""
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,13 @@ def restore(engine: Any, model: nn.Module, folder: Path) -> Meta:
             f"Finish the run with that version, or start another run from its weights with init={folder}.",
         )
     _put_weights(engine, model, StoredTensors(folder / MODEL), folder)
-    _put_optimizer(engine, StoredTensors(*sorted(folder.glob("optimizer-*.safetensors"))), folder)
+    _put_optimizer(engine, StoredTensors(*optimizer_files(folder, meta)), folder)
     return meta
+
+
+def optimizer_files(folder: Path, meta: Meta) -> list[Path]:
+    """The files of the optimizer's state, of which each rank that wrote the checkpoint wrote one."""
+    return [folder / name for name in sorted(meta.files) if fnmatch(name, "optimizer-*.safetensors")]
 
 
 def stored_ema(folder: Path) -> StoredTensors:

@@ -224,11 +224,6 @@ def test_killed_while_it_saves_a_run_has_the_checkpoint_of_before(lives, trees, 
     assert not list(root.glob(".*"))
 
 
-def lengths(tree: dict[str, Any], every: int, steps: int, slow: float) -> dict[str, Any]:
-    """A longer run, on a disk so slow that it is saving for about half of the time."""
-    return tree | {"steps": steps, "checkpoint": {"every_steps": every, "keep": 2, "write_mb_s": slow}}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_fifty_kills_lose_no_step_beyond_the_last_checkpoint(lives, trees):
@@ -239,7 +234,8 @@ def test_fifty_kills_lose_no_step_beyond_the_last_checkpoint(lives, trees):
     length: dict[str, float] = {}
     while kills < 50 or number % len(variants):
         task, ranks, zero = variants[number % len(variants)]
-        tree = lengths(trees[task] | {"deepspeed": zero}, every, steps, 1.0)
+        slow = {"every_steps": every, "keep": 2, "write_mb_s": 3.0}  # saving for most of the time
+        tree = trees[task] | {"deepspeed": zero, "steps": steps, "checkpoint": slow}
         straight, name = f"soak {task} {ranks} {zero}", f"soak {number}"
         if straight not in length:
             began = time.monotonic()
