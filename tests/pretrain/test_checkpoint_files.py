@@ -147,3 +147,25 @@ def test_inspect_says_what_is_there_and_convert_takes_the_average(runs, stage1_t
     name = "layers.0.mixer.A_log"
     assert torch.equal(load_file(averaged)[name], average[name])
     assert not torch.equal(load_file(plain)[name], average[name])
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("zero", ["zero0", "zero2", "zero3"])
+def test_a_save_holds_one_tensor_or_one_copy_of_the_state(runs, stage1_tree, live_bytes, monkeypatch, zero, background):
+    peaks, real = [], checkpoint.Saver.save
+
+    def measured(*arguments):
+        with live_bytes() as live:
+            real(*arguments)
+        peaks.append(live.peak)
+
+    monkeypatch.setattr(checkpoint.Saver, "save", measured)
+    tree = copy.deepcopy(stage1_tree) | {"steps": 3, "deepspeed": zero, "checkpoint": {"background": background}}
+    assert trainer.train(runs.config(tree, "run")) == 0
+    folder = checkpoint.resolve(runs.folder / "run")
+    files = [load_file(folder / name).values() for name in ("model.safetensors", "optimizer-0000.safetensors")]
+    sizes = [tensor.nbytes for tensors in files for tensor in tensors]
+    assert (
+        sum(sizes) / 2 < peaks[0] <= (2 if background else 1) * sum(sizes) + 2 * max(sizes)
+    )  # the state itself counts
