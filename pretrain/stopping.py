@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.files import disk_errors, write_whole
+from configs.files import disk_errors, write_whole
 
 STOP_FILE, UNFINISHED_FILE = "VIDEOMAMBA_STOP_FILE", "VIDEOMAMBA_UNFINISHED_FILE"
 POLITE = (signal.SIGTERM, signal.SIGUSR2)

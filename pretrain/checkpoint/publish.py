@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from data_pipeline.files import disk_errors, sync_folder
+from configs.files import disk_errors, sync_folder
 from pretrain.checkpoint.folder import sha256
 from pretrain.checkpoint.meta import Meta, Preprocess
 from pretrain.checkpoint.snapshot import MODEL

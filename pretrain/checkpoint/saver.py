@@ -21,7 +21,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from data_pipeline.files import disk_errors, write_whole
+from configs.files import disk_errors, write_whole
 from pretrain import distributed
 from pretrain.checkpoint.folder import LATEST, prune
 from pretrain.checkpoint.meta import Meta
