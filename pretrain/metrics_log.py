@@ -3,7 +3,8 @@
 A line of log.jsonl holds `step`, `loss` (the weighted sum), `losses` (each, weighted, averaged over ranks and
 over the steps since the last line), `metrics`, `lr` by group, `grad_norm`, `clips_per_s` and
 `clips_per_s_device`, `data_wait` (the share of time spent waiting for batches, the mean of all ranks), `step_s`,
-`memory_mb` (the peak of this process, or of the device), `eta_s` and `time`. Only rank 0 writes.
+`memory_mb` (the peak of this process, or of the device), `eta_s`, `start` (the step at which this process began, which
+shows restarts) and `time`. Only rank 0 writes.
 """
 
 import json
@@ -65,7 +66,7 @@ class MetricsLog:
         if not self.active:
             return
         with disk_errors(self.path):
-            self.file.write(json.dumps(record | {"time": time.time()}) + "\n")
+            self.file.write(json.dumps(record | {"start": self.start, "time": time.time()}) + "\n")
             self.file.flush()
         if self.writer is not None:
             for name, value in flatten(record).items():

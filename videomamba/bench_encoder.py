@@ -222,23 +222,18 @@ def _part(event: Any) -> str:
 
 def write_plot(rows: Sequence[Row], path: Path) -> None:
     """Both curves, of time and of memory over frames, as a page of two charts that needs nothing else."""
-    from retrieval_eval.report.charts import line_chart
+    from retrieval_eval.report.charts import Line, line_chart
+    from retrieval_eval.report.shell import whole_page
 
     charts = []
     for what, unit in (("time", "ms"), ("memory", "MiB")):
         points = [r for r in rows if r.name.removeprefix(f"{what}/").isdigit()]
-        lines = {"VideoMamba-Ti": [r.ours for r in points], VIT: [r.baseline for r in points]}
         frames = [int(r.name.rpartition("/")[2]) for r in points]
-        charts.append(f"<h2>{what.capitalize()}</h2>{line_chart(what, frames, lines, 'frames', unit)}")
+        lines = [
+            Line("VideoMamba-Ti", frames, [r.ours for r in points]),
+            Line(VIT, frames, [r.baseline for r in points]),
+        ]
+        chart = line_chart(what, lines, "frames", unit)
+        charts.append(f'<div class="card"><h2>{what.capitalize()}</h2>{chart}</div>')
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (PAGE + "".join(charts)).encode())
-
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>videomamba bench encoder</title>
-<meta name="viewport" content="width=device-width"><style>
-body { font: 16px system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem }
-svg { width: 100% } text { font-size: 11px } .grid { stroke: #ddd } .line { fill: none; stroke-width: 2 }
-.line.s0 { stroke: #0b6e4f } .line.s1 { stroke: #b3541e } .swatch { display: inline-block; width: 1em; height: .2em }
-.swatch.s0 { background: #0b6e4f } .swatch.s1 { background: #b3541e } .legend { list-style: none; padding: 0 }
-</style><h1>What one more frame costs</h1>
-"""
+    write_whole(path, whole_page("What one more frame costs", f'<div class="charts">{"".join(charts)}</div>').encode())

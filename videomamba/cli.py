@@ -29,6 +29,7 @@ COMMANDS = {
     "status": Entry("slurm.cli", "Where a submitted run is: queue, restarts, progress, the last error."),
     "cancel": Entry("slurm.cli", "End a submitted run; it saves first."),
     "run": Entry("slurm.pipeline.cli", "Run a chain of commands here, from a pipeline file; what is done is skipped."),
+    "plot": Entry("videomamba.plot.cli", "Draw what one or several runs logged, as a PNG and a page.", "plot"),
     "doctor": Entry("videomamba.doctor", "What this machine can run, and the command that mends the rest.", "doctor"),
     "bench": Entry("videomamba.bench", "Ours against a named baseline, interleaved: a table of medians."),
 }

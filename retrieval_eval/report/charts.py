@@ -5,7 +5,8 @@ letters keep their size. Long runs are drawn as means over equal stretches of st
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 250
@@ -13,28 +14,47 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 40
 POINTS = 160
 
 
-def line_chart(
-    title: str, steps: Sequence[int], series: Mapping[str, Sequence[float]], x_label: str, y_label: str
-) -> str:
-    """An SVG element and its legend; values that are not finite leave a gap. Empty series give a sentence."""
-    finite = [value for values in series.values() for value in values if math.isfinite(value)]
-    if not steps or not finite:
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: its name in the legend, and its points. A value that is not finite leaves a gap.
+
+    `faint` is drawn behind it, on the same x: what was measured, where `ys` is smoothed. `marks` are the x at which
+    something happened to it, such as a restart. `colour` is the number of its colour (its place in the chart, if None).
+    """
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    faint: Sequence[float] | None = None
+    marks: Sequence[float] = ()
+    colour: int | None = None
+
+
+def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, from_zero: bool = True) -> str:
+    """An SVG element and its legend; nothing finite gives a sentence. `from_zero` keeps both axes' zero in sight."""
+    drawn = [value for line in lines for values in (line.ys, line.faint or ()) for value in values]
+    finite = [value for value in drawn if math.isfinite(value)]
+    xs = [x for line in lines for x in line.xs]
+    if not finite:
         return f'<p class="quiet">{escape(title)}: nothing was logged.</p>'
-    x_ticks = [tick for tick in ticks(min(0, steps[0]), max(steps[-1], 1)) if tick <= max(steps[-1], 1)]
-    y_ticks = ticks(min(0.0, *finite), max(finite))
-    frame = _Frame(x_ticks[0], max(steps[-1], 1), y_ticks[0], y_ticks[-1])
-    lines = [
-        f'<path class="line s{i % 6}" d="{_path(frame, *thin(steps, values))}"/>'
-        for i, values in enumerate(series.values())
-    ]
-    legend = "".join(
-        f'<li><span class="swatch s{i % 6}"></span>{escape(name)} <b>{_last(values)}</b></li>'
-        for i, (name, values) in enumerate(series.items())
-    )
+    right, floor = max(1, *xs), [0.0] if from_zero else []
+    x_ticks = [tick for tick in ticks(min(*floor, *xs, right), right) if tick <= right]
+    y_ticks = ticks(min([*floor, *finite]), max(finite))
+    frame = _Frame(x_ticks[0], right, y_ticks[0], y_ticks[-1])
+    marks, faint, paths, legend = [], [], [], []
+    for place, line in enumerate(lines):
+        shade = f"s{(place if line.colour is None else line.colour) % 6}"
+        marks += [_upright(frame, x, shade) for x in line.marks]
+        if line.faint is not None:
+            faint.append(f'<path class="line faint {shade}" d="{_path(frame, *thin(line.xs, line.faint))}"/>')
+        paths.append(f'<path class="line {shade}" d="{_path(frame, *thin(line.xs, line.ys))}"/>')
+        legend.append(
+            f'<li><span class="swatch {shade}"></span>{escape(line.name)} <b>{_last(line.faint or line.ys)}</b></li>'
+        )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        f"{_grid(frame, x_ticks, y_ticks)}{''.join(lines)}{_labels(x_label, y_label)}</svg>"
-        f'<ul class="legend">{legend}<li>(bold: the last value)</li></ul>'
+        f"{_grid(frame, x_ticks, y_ticks)}{''.join(marks + faint + paths)}{_labels(x_label, y_label)}</svg>"
+        f'<ul class="legend">{"".join(legend)}<li>(bold: the last value)</li></ul>'
     )
 
 
@@ -48,7 +68,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
-def thin(steps: Sequence[int], values: Sequence[float], points: int = POINTS) -> tuple[list[float], list[float]]:
+def thin(steps: Sequence[float], values: Sequence[float], points: int = POINTS) -> tuple[list[float], list[float]]:
     """At most `points` pairs: means over equal stretches; a stretch with nothing finite in it gives nan."""
     size = max(1, math.ceil(len(steps) / points))
     thin_steps, thin_values = [], []
@@ -82,6 +102,10 @@ def _path(frame: _Frame, steps: Sequence[float], values: Sequence[float]) -> str
         else:
             pen = "M"
     return "".join(parts)
+
+
+def _upright(frame: _Frame, x: float, shade: str) -> str:
+    return f'<line class="mark {shade}" x1="{frame.x(x)}" x2="{frame.x(x)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
 
 
 def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:

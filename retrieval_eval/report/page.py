@@ -4,8 +4,6 @@ Every text is escaped on its way in. The parts of the page stand in the order in
 what was reached, what was found, what is missing, how it was made; then what a demo adds, training and time.
 """
 
-import base64
-import hashlib
 import re
 from collections.abc import Iterator
 from html import escape
@@ -13,15 +11,15 @@ from itertools import groupby
 from pathlib import Path
 
 from configs.files import write_whole
-from retrieval_eval.report.charts import line_chart
+from retrieval_eval.report.charts import Line, line_chart
 from retrieval_eval.report.data import Departure, LossCurve, LostClip, ReportData, Similarity, StepTime
 from retrieval_eval.report.histogram import rank_histogram
 from retrieval_eval.report.protocol_list import facts, protocol_lists
 from retrieval_eval.report.queries import query_article
+from retrieval_eval.report.shell import whole_page
 from retrieval_eval.report.similarity import STOPS
 from retrieval_eval.report.tables import DIRECTIONS, headline, retrieval_tables, table, word_table
 
-HERE = Path(__file__).parent
 MOST_NAMED = 200
 GALLERIES = {"t2v": "clips", "v2t": "captions"}
 
@@ -35,25 +33,15 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as text."""
-    style = (HERE.parent / "theme.css").read_text(encoding="utf-8") + (HERE / "report.css").read_text(encoding="utf-8")
-    script = (HERE.parent / "theme.js").read_text(encoding="utf-8")
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{known}'"
     sections = [(title, content) for title, content in _sections(data) if content]
     contents = "".join(f'<li><a href="#{_slug(title)}">{escape(title)}</a></li>' for title, _ in sections)
     body = "".join(
         f'<section id="{_slug(title)}"><h2>{escape(title)}</h2>{content}</section>' for title, content in sections
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=True)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">'
-        f"<title>{escape(data.title)}</title><style>{style}</style></head><body><main>"
-        '<button type="button" class="theme" hidden>Theme: auto</button>'
-        f"<h1>{escape(data.title)}</h1>{_notices(data)}{headline(data.result)}"
-        f'<nav aria-label="On this page"><ul class="contents">{contents}</ul></nav>{body}</main>'
-        f"<script>{script}</script></body></html>\n"
+    return whole_page(
+        data.title,
+        f"{_notices(data)}{headline(data.result)}"
+        f'<nav aria-label="On this page"><ul class="contents">{contents}</ul></nav>{body}',
     )
 
 
@@ -136,11 +124,12 @@ def _named(clips: tuple[LostClip, ...]) -> str:
 
 
 def _curve(curve: LossCurve) -> str:
-    series = {
-        name: [float("nan") if value is None else value for value in values] for name, values in curve.series.items()
-    }
+    lines = [
+        Line(name, curve.steps, [float("nan") if value is None else value for value in values])
+        for name, values in curve.series.items()
+    ]
     note = f'<p class="quiet">{escape(curve.note)}</p>' if curve.note else ""
-    chart = line_chart(curve.title, curve.steps, series, "optimizer step", "loss")
+    chart = line_chart(curve.title, lines, "optimizer step", "loss")
     return f'<div class="card"><h3>{escape(curve.title)}</h3>{chart}{note}</div>'
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.shards import Corpus
-from retrieval_eval.report.charts import line_chart, thin, ticks
+from retrieval_eval.report.charts import Line, line_chart, thin, ticks
 from retrieval_eval.report.data import LostClip, QueryStrips, ReportData, Strip
 from retrieval_eval.report.figures import GAP, frame_strip
 from retrieval_eval.report.histogram import bins, shares
@@ -39,12 +39,13 @@ def test_thinning_keeps_means_and_gaps() -> None:
 
 
 def test_a_chart_breaks_where_nothing_was_logged_and_escapes_names() -> None:
-    chart = line_chart("t", [1, 2, 3, 4], {"<a>": [1.0, math.nan, 2.0, 1.0]}, "step", "loss")
+    chart = line_chart("t", [Line("<a>", [1, 2, 3, 4], [1.0, math.nan, 2.0, 1.0], marks=[3])], "step", "loss")
+    assert chart.count('class="mark') == 1
     path = chart.split(' d="')[1].split('"')[0]
     assert path.count("M") == 2
     assert "&lt;a&gt; <b>1</b>" in chart
     assert "<a>" not in chart
-    assert "nothing was logged" in line_chart("t", [], {}, "step", "loss")
+    assert "nothing was logged" in line_chart("t", [], "step", "loss")
 
 
 def test_a_strip_shows_evenly_spaced_frames_in_their_shape() -> None:
