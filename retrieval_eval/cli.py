@@ -201,7 +201,7 @@ def search(
     from retrieval_eval import summary
     from retrieval_eval.collection import Collection
 
-    collection = Collection(index, checkpoint, shards, device)
+    collection = Collection.open(index, checkpoint, shards, device)
     hits = collection.searcher.find(query, top)
     Console().print(summary.hits(query, [(hit.score, collection.about(hit.row)) for hit in hits]))
 

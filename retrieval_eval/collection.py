@@ -13,6 +13,7 @@ from configs.errors import UserError
 from data_pipeline.schema import Kind, SampleError
 from data_pipeline.shards import Corpus, Medium
 from retrieval_eval.search import Searcher, said_source
+from retrieval_eval.store import read_identity
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,11 @@ class ClipInfo:
 
 
 class Collection:
-    """A searcher and its corpus, opened together; `kind` is that of the corpus's first sample.
+    """A searcher and the corpus of its clips; `kind` is that of the first of them."""
 
-    Raises UserError where the checkpoint is not the one that made the index, or the shards not those it was made from.
-    """
-
-    def __init__(
-        self, folder: Path, checkpoint: Path | None = None, shards: Path | None = None, device: str = "auto"
-    ) -> None:
-        self.folder = folder
-        # The shards first: opening them costs nothing beside loading the checkpoint.
-        self.corpus = open_corpus(folder, shards)
-        self.searcher = Searcher(folder, checkpoint, device)
-        if self.corpus.digest[:16] != self.searcher.identity["corpus"]:
-            raise UserError(
-                f"The shards in {self.corpus.folder} are not those that {folder} was made from "
-                f"({self.corpus.digest[:16]}, not {self.searcher.identity['corpus']}).",
-                "Give --shards the folder that was indexed, or build the index again with --fresh.",
-            )
-        clips = self.searcher.clips
+    def __init__(self, folder: Path, corpus: Corpus, searcher: Searcher) -> None:
+        self.folder, self.corpus, self.searcher = folder, corpus, searcher
+        clips = searcher.clips
         counted = Counter(clips.keys)
         self.names = [
             key if counted[key] == 1 else f"{self.corpus.shard(place)}:{key}"
@@ -71,6 +58,23 @@ class Collection:
         for row, place in enumerate(clips.index):
             self._shards.setdefault(self.corpus.shard(place), []).append(row)
         self.kind: Kind = "image" if self._meta(0).get("media") == "image" else "video"
+
+    @classmethod
+    def open(
+        cls, folder: Path, checkpoint: Path | None = None, shards: Path | None = None, device: str = "auto"
+    ) -> "Collection":
+        """Open the folder of an index. Raises UserError where the checkpoint is not the one that made it, or the shards
+        are not those it was made from; both may be said to lie elsewhere now.
+        """
+        corpus = open_corpus(folder, shards)  # first: that costs nothing beside loading the checkpoint
+        made_from = read_identity(folder)["corpus"]
+        if corpus.digest[:16] != made_from:
+            raise UserError(
+                f"The shards in {corpus.folder} are not those that {folder} was made from ({corpus.digest[:16]}, not "
+                f"{made_from}).",
+                "Give --shards the folder that was indexed, or build the index again with --fresh.",
+            )
+        return cls(folder, corpus, Searcher.open(folder, checkpoint, device))
 
     def __len__(self) -> int:
         return len(self.names)

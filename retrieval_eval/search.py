@@ -11,7 +11,7 @@ from configs.errors import UserError
 from configs.files import write_whole
 from retrieval_eval.approximate import Kind, Recall, build, recall, sample_rows
 from retrieval_eval.config import RetrievalData
-from retrieval_eval.embed import Tell, embed_clips, identity_of, quiet, read_clips
+from retrieval_eval.embed import ClipList, Tell, embed_clips, identity_of, quiet, read_clips
 from retrieval_eval.encoders import Encoders
 from retrieval_eval.index import DeviceIndex, VectorIndex, Vectors, load_faiss, open_index
 from retrieval_eval.store import Store, read_identity
@@ -80,31 +80,42 @@ def write_index(folder: Path, kind: Kind, seed: int = 0) -> Recall:
     return found
 
 
+@dataclass(frozen=True)
 class Searcher:
     """A folder of embeddings with the checkpoint that made it, opened once and asked often.
 
-    `checkpoint` says where the checkpoint is now. Raises UserError if it is not the one that made the embeddings.
+    `kind` is that of the index, `identity` what the folder was made by (store.py).
     """
 
-    def __init__(self, folder: Path, checkpoint: Path | None = None, device: str = "auto") -> None:
-        self.identity = read_identity(folder)
-        self.encoders = Encoders.load(checkpoint or said_source(folder)["checkpoint"], device)
-        _refuse_other(self.encoders, self.identity, folder)
+    encoders: Encoders
+    clips: ClipList
+    vectors_VE: Vectors
+    index: VectorIndex | DeviceIndex
+    kind: str
+    identity: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, checkpoint: Path | None = None, device: str = "auto") -> "Searcher":
+        """Open a folder; `checkpoint` says where the checkpoint is now. UserError if it did not make the embeddings."""
+        identity = read_identity(folder)
+        encoders = Encoders.load(checkpoint or said_source(folder)["checkpoint"], device)
+        _refuse_other(encoders, identity, folder)
         store = _store(folder)
-        self.clips, self.vectors_VE = read_clips(store)
-        self.kind, self.index = _open_index(store, self.vectors_VE, device)
+        clips, vectors_VE = read_clips(store)
+        kind, index = _open_index(store, vectors_VE, device)
+        return cls(encoders, clips, vectors_VE, index, kind, identity)
 
     def __len__(self) -> int:
         return len(self.clips.keys)
 
     def find(self, query: str, top: int = 5) -> list[Hit]:
         """The `top` clips by their dual score with a sentence, best first."""
-        return self.nearest(self.text_vector(query), top)
+        return self.nearest(self.text_vectors([query])[0], top)
 
-    def text_vector(self, query: str) -> Vectors:
-        """The unit vector (E,) of a sentence."""
-        vector: Vectors = self.encoders.texts([query]).vectors_BE[0].cpu().numpy()
-        return vector
+    def text_vectors(self, queries: list[str]) -> Vectors:
+        """The unit vectors (B, E) of some sentences."""
+        vectors_BE: Vectors = self.encoders.texts(queries).vectors_BE.cpu().numpy()
+        return vectors_BE
 
     def tokens(self, query: str) -> int:
         """How many tokens a sentence has, [CLS] and [SEP] included; the text tower reads `encoders.text.max_tokens`."""
@@ -133,7 +144,7 @@ def as_unit(vector_E: Vectors) -> Vectors:
 
 def find(query: str, index: Path, top: int = 5, checkpoint: Path | None = None, device: str = "auto") -> list[Hit]:
     """The `top` clips of a folder of embeddings for one sentence; see Searcher."""
-    return Searcher(index, checkpoint, device).find(query, top)
+    return Searcher.open(index, checkpoint, device).find(query, top)
 
 
 def _store(folder: Path) -> Store:

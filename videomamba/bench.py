@@ -12,6 +12,7 @@ from videomamba.bench_loader import loader
 from videomamba.bench_plan import plan
 from videomamba.bench_retrieval import retrieval
 from videomamba.bench_scan import scan
+from videomamba.bench_serve import serve
 from videomamba.bench_teacher import teacher_cache
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -31,6 +32,7 @@ app.command("loader", epilog="Example: videomamba bench loader --json loader.jso
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
 app.command("plan", epilog="Example: videomamba bench plan --json plan.json")(plan)
 app.command("checkpoint", epilog="Example: videomamba bench checkpoint --model base --folder /scratch")(checkpoint)
+app.command("serve", epilog="Example: videomamba bench serve --json serve.json")(serve)
 app.command("decode", epilog="Example: videomamba bench decode --clip a.mp4 --clip b.webm")(decode)
 app.command(
     "teacher-cache",

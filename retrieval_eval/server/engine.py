@@ -1,7 +1,8 @@
 """From a query to its hits, in the model's thread, and from hits to what is said of them, beside it."""
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -29,10 +30,17 @@ class Engine:
     def __init__(self, collection: Collection, worker: Worker, limits: Limits) -> None:
         self.collection, self.worker, self.limits = collection, worker, limits
         self._known: OrderedDict[tuple[str, str], Vectors] = OrderedDict()  # touched in the worker's thread alone
+        self._wanted: deque[str] = deque(maxlen=limits.queued)
 
     async def by_text(self, text: str, page: Page) -> JSON:
         """The hits of a sentence; Refused (422) where nothing is left of it, or it is more than the model reads."""
-        return await self._answer({"text": text}, page, await self.worker.run(self._text_hits, text, page))
+        self._wanted.append(text)
+        try:
+            hits = await self.worker.run(self._text_hits, text, page)
+        finally:
+            with suppress(ValueError, IndexError):  # taken up by another's turn, or being so now
+                self._wanted.remove(text)
+        return await self._answer({"text": text}, page, hits)
 
     async def by_frames(self, media: bytes, frames_BCTHW: NDArray[np.uint8], page: Page) -> JSON:
         """The hits of an uploaded clip; `query.clip` in the answer names it for the next pages."""
@@ -107,17 +115,35 @@ class Engine:
         return {"query": query, "hits": shown, "clips": len(self.collection), **_pages(page, total)}
 
     def _text_hits(self, text: str, page: Page) -> list[Hit]:
-        key = ("text", text)
-        if key not in self._known:
-            searcher = self.collection.searcher
-            if not searcher.encoders.text.clean_caption(text):
-                raise Refused(422, "empty_query", "The query holds no words: give a sentence.")
-            tokens, most = searcher.tokens(text), searcher.encoders.text.max_tokens
-            if tokens > most:
-                reason = f"The query has {tokens} tokens; this checkpoint reads {most}: shorten it."
-                raise Refused(422, "query_too_long", reason)
-            self._keep(key, searcher.text_vector(text))
-        return self._nearest(key, page)
+        if ("text", text) not in self._known:
+            if reason := self._unreadable(text):
+                raise Refused(422, *reason)
+            self._encode([text, *self._waiting(but=text)])
+        return self._nearest(("text", text), page)
+
+    def _encode(self, texts: list[str]) -> None:
+        """The vectors of several sentences in one pass: eight together cost little more than one."""
+        for text, vector in zip(texts, self.collection.searcher.text_vectors(texts), strict=True):
+            self._keep(("text", text), vector)
+
+    def _waiting(self, but: str) -> list[str]:
+        """Other sentences whose turn has not come, to be encoded with this one; theirs is then found known."""
+        found: dict[str, None] = {}
+        while self._wanted and len(found) < min(self.limits.together, self.limits.remembered) - 1:
+            text = self._wanted.popleft()
+            if text != but and ("text", text) not in self._known and not self._unreadable(text):
+                found[text] = None
+        return list(found)
+
+    def _unreadable(self, text: str) -> tuple[str, str] | None:
+        """The code and reason for which a sentence is refused."""
+        searcher = self.collection.searcher
+        if not searcher.encoders.text.clean_caption(text):
+            return "empty_query", "The query holds no words: give a sentence."
+        tokens, most = searcher.tokens(text), searcher.encoders.text.max_tokens
+        if tokens > most:
+            return "query_too_long", f"The query has {tokens} tokens; this checkpoint reads {most}: shorten it."
+        return None
 
     def _frame_hits(self, name: str, frames_BCTHW: NDArray[np.uint8], page: Page) -> list[Hit]:
         import torch

@@ -23,6 +23,7 @@ class Limits:
     decode_bytes: int = 2048 * MIB  # memory of the process that decodes, beside what it starts with
 
     queued: int = 64  # requests that wait for the model
+    together: int = 16  # sentences in one pass of the text tower
     model_seconds: float = 30.0  # that one of them waits
     remembered: int = 512  # vectors of the last queries
 

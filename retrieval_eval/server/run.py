@@ -36,7 +36,7 @@ class Serving:
 
 def serve(asked: Serving, address: Address, say: Callable[[str], None]) -> None:
     """Serve until told to stop; `say` is given the lines for whoever started it."""
-    collection = Collection(asked.index, asked.checkpoint, asked.shards, asked.device)
+    collection = Collection.open(asked.index, asked.checkpoint, asked.shards, asked.device)
     about = describe(collection, asked.limits)
     access = Access(address.token, asked.limits.wrong_tokens)
     app = make_app(collection, access, address.loopback, asked.limits, about)

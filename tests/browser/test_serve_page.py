@@ -22,7 +22,7 @@ SETTLED = f"!document.querySelector('#status.busy') && {STATUS}"
 def address(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
     folder = tmp_path_factory.mktemp("played")
     index = build(folder, make_checkpoint(folder / "run"))
-    with application(Collection(index, device="cpu")) as (client, _):
+    with application(Collection.open(index, device="cpu")) as (client, _):
         yield client.address
 
 

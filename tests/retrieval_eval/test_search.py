@@ -54,10 +54,10 @@ def test_an_index_that_was_built_is_asked_and_says_its_recall(index: Path, run_f
     folder = tmp_path / "copy"
     shutil.copytree(index, folder)
     before = find("a red square", folder, 13, run_folder, "cpu")
-    assert Searcher(folder, run_folder, "cpu").kind == "flat"
+    assert Searcher.open(folder, run_folder, "cpu").kind == "flat"
     found = write_index(folder, "hnsw")
     assert (found.percent, found.queries) == (100.0, 13), "a graph of 13 vectors misses none"
-    searcher = Searcher(folder, run_folder, "cpu")
+    searcher = Searcher.open(folder, run_folder, "cpu")
     assert searcher.kind == "hnsw"
     assert searcher.find("a red square", top=13) == before
     assert json.loads((folder / "index/index.json").read_text())["recall"]["percent"] == 100.0
@@ -65,7 +65,7 @@ def test_an_index_that_was_built_is_asked_and_says_its_recall(index: Path, run_f
         write_index(folder, "ivfpq")
     (folder / "index/index.faiss").write_bytes(build("hnsw", np.eye(4, 16, dtype=np.float32)).to_bytes())
     with pytest.raises(UserError, match="holds 4 vectors, the embeddings 13"):
-        Searcher(folder, run_folder, "cpu")
+        Searcher.open(folder, run_folder, "cpu")
 
 
 def test_rows_survive_and_a_cut_file_is_refused(tmp_path: Path) -> None:

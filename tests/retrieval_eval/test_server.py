@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from data_pipeline.loader import EvalLoader
 from retrieval_eval.collection import Collection
-from retrieval_eval.search import embed_corpus
+from retrieval_eval.search import Searcher, embed_corpus
 from retrieval_eval.server.limits import Limits
 from retrieval_eval.server.openapi import document
 from tests.retrieval_eval.serving import Client, application
@@ -31,7 +32,7 @@ def index(run_folder: Path, clips: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def collection(index: Path) -> Collection:
-    return Collection(index, device="cpu")
+    return Collection.open(index, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -305,15 +306,17 @@ def test_a_full_queue_says_when_to_come_back(
 ) -> None:
     client, _ = small
     begun, release = threading.Event(), threading.Event()
-    encode = collection.searcher.text_vector
+    encode = partial(Searcher.text_vectors, collection.searcher)
 
-    def held_up(query: str) -> np.ndarray:
+    def held_up(queries: list[str]) -> np.ndarray:
+        passes.append(len(queries))
         begun.set()
         assert release.wait(30)
-        return encode(query)
+        return encode(queries)
 
-    monkeypatch.setattr(collection.searcher, "text_vector", held_up)
+    monkeypatch.setattr(Searcher, "text_vectors", lambda _, queries: held_up(queries))
     answers: list[int] = []
+    passes: list[int] = []
     waiting = [threading.Thread(target=lambda i=i: answers.append(client.ask(f"/api/search?q=red+{i}").status))
                for i in range(3)]  # fmt: skip
     waiting[0].start()
@@ -329,6 +332,7 @@ def test_a_full_queue_says_when_to_come_back(
     for thread in waiting:
         thread.join(30)
     assert answers == [200] * 3
+    assert passes == [1, 2], "what waited went through the text tower together"
 
 
 def test_vectors_of_old_queries_are_forgotten(small: tuple[Client, object], collection: Collection) -> None:
@@ -343,10 +347,10 @@ def test_vectors_of_old_queries_are_forgotten(small: tuple[Client, object], coll
 def test_a_fault_of_ours_is_told_without_its_traceback(
     client: Client, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: str) -> np.ndarray:
+    def broken(_: list[str]) -> np.ndarray:
         raise ZeroDivisionError("secret of the house")
 
-    monkeypatch.setattr(collection.searcher, "text_vector", broken)
+    monkeypatch.setattr(Searcher, "text_vectors", lambda _, queries: broken(queries))
     answer = client.ask("/api/search?q=red+blue")
     assert (answer.status, answer.code) == (500, "failed")
     assert b"secret" not in answer.body
@@ -414,14 +418,14 @@ def test_another_checkpoint_and_other_shards_are_refused(
     from data_pipeline.shards import ShardWriter
 
     with pytest.raises(UserError, match="is not the checkpoint that made"):
-        Collection(index, checkpoint=make_checkpoint(tmp_path / "other", seed=9), device="cpu")
+        Collection.open(index, checkpoint=make_checkpoint(tmp_path / "other", seed=9), device="cpu")
     (tmp_path / "fewer").mkdir()
     with ShardWriter(tmp_path / "fewer", "clips", 6) as writer:
         writer.write(collection.corpus.read(0))
     with pytest.raises(UserError, match="are not those that"):
-        Collection(index, shards=tmp_path / "fewer", device="cpu")
+        Collection.open(index, shards=tmp_path / "fewer", device="cpu")
     with pytest.raises(UserError, match="are not in"):
-        Collection(index, shards=tmp_path / "nowhere", device="cpu")
+        Collection.open(index, shards=tmp_path / "nowhere", device="cpu")
 
 
 def test_a_key_that_several_shards_use_is_named_with_its_shard(
@@ -437,7 +441,7 @@ def test_a_key_that_several_shards_use_is_named_with_its_shard(
             writer.write(replace(collection.corpus.read(place), key="00/0000"))
             writer.write(replace(collection.corpus.read(place + 1), key=f"<b>{name}</b>"))
     embed_corpus(tmp_path / "twice", tmp_path / "index", run_folder, device="cpu")
-    with application(Collection(tmp_path / "index", device="cpu")) as (client, _):
+    with application(Collection.open(tmp_path / "index", device="cpu")) as (client, _):
         hits = {hit["name"]: hit for hit in client.ask("/api/search?q=red").json["hits"]}
         assert set(hits) == {"a-000000.tar:00/0000", "b-000000.tar:00/0000", "<b>a</b>", "<b>b</b>"}
         for name, place in (("a-000000.tar:00/0000", 0), ("b-000000.tar:00/0000", 6), ("<b>b</b>", 7)):
