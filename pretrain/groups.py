@@ -8,6 +8,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from torch import nn
 
 from configs.errors import UserError
+from pretrain.models.joint import TEMPERATURE_MAX, TEMPERATURE_MIN
 from pretrain.optim_config import ModuleConfig, OptimConfig
 
 BLOCK_MATRIX = re.compile(
@@ -31,13 +32,16 @@ LAYER = re.compile(
 )
 """A name inside one of the towers: which, and which of its layers (neither number: its embeddings)."""
 
-Kind = Literal["muon", "decay", "plain"]
+BOUNDS = re.compile(r"(^|\.)temp$"), (TEMPERATURE_MIN, TEMPERATURE_MAX)
+"""The parameter that an update may not take out of a range, and that range."""
+
+Kind = Literal["muon", "decay", "plain", "bounded"]
 
 
 class Group(TypedDict):
     """Parameters that share a method, a base learning rate and a weight decay.
 
-    `use_muon` says the same as `method` to DeepSpeed.
+    An update leaves them within `bounds`, where there are any. `use_muon` says the same as `method` to DeepSpeed.
     """
 
     name: str
@@ -46,14 +50,16 @@ class Group(TypedDict):
     lr: float
     base_lr: float
     weight_decay: float
+    bounds: NotRequired[tuple[float, float]]
     use_muon: NotRequired[bool]
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, scale: float = 1.0) -> list[Group]:
     """Every trainable parameter in exactly one group, by the rules above; `scale` multiplies every rate.
 
-    A group is named `muon`, `decay` or `plain`, then by the module that has its own rates, then by its layer where
-    rates decay from layer to layer: `decay/text_encoder/layer03`. Raises UserError for a module that is not there.
+    A group is named `muon`, `decay`, `plain` or `bounded`, then by the module that has its own rates, then by how many
+    layers lie above it where rates decay from layer to layer: `decay/text_encoder/below03`. Raises UserError for a
+    module that is not there.
     """
     trained = {name: parameter for name, parameter in named if parameter.requires_grad}
     _check_modules(trained, config.modules)
@@ -66,11 +72,13 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimCon
         if key not in groups:
             groups[key] = _group(kind, module, above, config, scale)
         groups[key]["params"].append(parameter)
-    order = {"muon": 0, "decay": 1, "plain": 2}
+    order = {"muon": 0, "decay": 1, "plain": 2, "bounded": 3}
     return [groups[key] for key in sorted(groups, key=lambda key: (order[key[0]], key[1], key[2]))]
 
 
 def _kind(name: str, parameter: nn.Parameter, config: OptimConfig) -> Kind:
+    if BOUNDS[0].search(name):
+        return "bounded"
     if config.method == "muon" and len(shape_of(parameter)) == 2 and BLOCK_MATRIX.search(name):
         return "muon"
     spared = NO_DECAY if config.decay == "weights" else NO_DECAY_RELEASED
@@ -88,14 +96,17 @@ def _group(kind: Kind, module: str, above: int, config: OptimConfig, scale: floa
     decay = config.weight_decay if own.weight_decay is None else own.weight_decay
     rate = base * scale * (config.layer_decay or 1.0) ** above
     parts = [kind, module, f"below{above:02d}" if above else ""]
-    return Group(
+    group = Group(
         name="/".join(part for part in parts if part),
         params=[],
         method="muon" if kind == "muon" else "adamw",
         lr=rate,
         base_lr=rate,
-        weight_decay=0.0 if kind == "plain" else decay,
+        weight_decay=decay if kind in ("muon", "decay") else 0.0,
     )
+    if kind == "bounded":
+        group["bounds"] = BOUNDS[1]
+    return group
 
 
 def _module_of(name: str, modules: Mapping[str, Any]) -> str:

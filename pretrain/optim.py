@@ -28,7 +28,23 @@ def build_optimizer(groups: list[Group], config: OptimConfig, zero_stage: int) -
     DeepSpeed's orthogonalises as the gradients are reduced, and is asked for the same iteration as ours.
     """
     if config.method == "adamw" or zero_stage == 0:
-        return Optimizer(groups, config.betas, config.eps, config.momentum)
+        optimizer: torch.optim.Optimizer = Optimizer(groups, config.betas, config.eps, config.momentum)
+    else:
+        optimizer = _deepspeed_muon(groups, config)
+    optimizer.register_step_post_hook(_keep_within_bounds)
+    return optimizer
+
+
+@torch.no_grad()
+def _keep_within_bounds(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    """After an update; with ZeRO it is of the flat masters, from which the weights are copied."""
+    for group in optimizer.param_groups:
+        if "bounds" in group:
+            for parameter in group["params"]:
+                parameter.clamp_(*group["bounds"])
+
+
+def _deepspeed_muon(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     for group in groups:

@@ -10,16 +10,23 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def train_all(runs: Any, jobs: list[tuple[str, int, dict[str, Any]]], plant: str | None = None) -> None:
-    """Train each job (name, ranks, config tree) in `runs.folder`/name, one after the other.
+class Job(NamedTuple):
+    """A run to train, or to go on with, on some ranks. `plant`: a function of plants.py that every rank calls first."""
 
-    `plant` names a function of plants.py that every rank calls before it trains.
-    """
-    listed = [{"config": str(runs.write(tree, name)), "ranks": ranks, "plant": plant} for name, ranks, tree in jobs]
+    name: str
+    ranks: int
+    tree: dict[str, Any]
+    plant: str | None = None
+
+
+def train_all(runs: Any, jobs: Sequence[Job]) -> None:
+    """Train each job in `runs.folder`/name, one after the other."""
+    listed = [{"config": str(runs.write(job.tree, job.name)), "ranks": job.ranks, "plant": job.plant} for job in jobs]
     plan = runs.folder / "jobs.json"
     plan.write_text(json.dumps(listed))
     done = subprocess.run(

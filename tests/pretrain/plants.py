@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -20,6 +21,20 @@ POISONED = "layers.1.norm.weight"
 def eager() -> None:
     """Let nothing be compiled, which would take a minute."""
     torch.compiler.set_stance("force_eager")
+
+
+def stop_after_two_steps() -> None:
+    """Ask for a stop as the second batch of this process comes."""
+    loader_type = trainer.TrainLoader
+
+    class Loader(loader_type):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number == 1:
+                    signal.raise_signal(signal.SIGUSR2)
+                yield batch
+
+    trainer.TrainLoader = Loader
 
 
 def not_finite() -> None:

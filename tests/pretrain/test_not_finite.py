@@ -9,7 +9,7 @@ import json
 import pytest
 
 from tests.pretrain import plants
-from tests.pretrain.on_ranks import said, train_all
+from tests.pretrain.on_ranks import Job, said, train_all
 
 LAYOUTS = [(zero, ranks) for ranks in (1, 2) for zero in ("zero0", "zero1", "zero2", "zero3")]
 
@@ -23,8 +23,9 @@ def poisoned(tmp_path_factory, runs_in, stage1_tree):
     tree = copy.deepcopy(stage1_tree) | {"precision": "fp32", "checkpoint": {}, "nonfinite": "skip", "max_skips": 1}
     tree["mask"] = {"kind": "tube", "ratio": 0.5}
     tree["optim"]["ema_decay"] = 0.9
-    jobs = [(f"{zero}-{ranks}", ranks, tree | {"deepspeed": zero}) for zero, ranks in LAYOUTS]
-    train_all(runs, jobs, plant="not_finite")
+    train_all(
+        runs, [Job(f"{zero}-{ranks}", ranks, tree | {"deepspeed": zero}, "not_finite") for zero, ranks in LAYOUTS]
+    )
     return runs
 
 

@@ -44,7 +44,7 @@ def test_what_is_never_decayed(joint):
         encoder + "layers.0.mixer.A_log", encoder + "layers.0.mixer.A_b_log", encoder + "layers.1.mixer.D",
         encoder + "layers.1.mixer.D_b", encoder + "layers.0.mixer.dt_proj.bias", encoder + "layers.0.norm.weight",
         encoder + "cls_token", encoder + "pos_embed", encoder + "temporal_pos_embedding", encoder + "norm.weight",
-        "temp", "text_encoder.bert.embeddings.position_embeddings.weight", "vision_proj.bias",
+        "text_encoder.bert.embeddings.position_embeddings.weight", "vision_proj.bias",
         "text_encoder.bert.embeddings.LayerNorm.weight",
     ):  # fmt: skip
         assert name in groups["plain"], name
@@ -52,7 +52,8 @@ def test_what_is_never_decayed(joint):
         assert name in groups["decay"], name
     config = OptimConfig(weight_decay=0.3)
     decays = {g["name"]: g["weight_decay"] for g in parameter_groups(joint.named_parameters(), config)}
-    assert decays == {"decay": 0.3, "plain": 0.0}
+    assert decays == {"decay": 0.3, "plain": 0.0, "bounded": 0.0}
+    assert groups["bounded"] == {"temp"}
 
 
 def test_the_released_rule_decays_what_the_release_does(joint):
@@ -175,7 +176,7 @@ def test_a_reloaded_optimizer_goes_on_exactly():
 def test_learning_rates_follow_the_base_of_each_group(joint):
     config = OptimConfig(method="muon", lr=1e-3, muon_lr=0.02)
     optimizer = Optimizer(parameter_groups(joint.named_parameters(), config))
-    assert set_learning_rates(optimizer, 0.5) == {"muon": 0.01, "decay": 5e-4, "plain": 5e-4}
+    assert set_learning_rates(optimizer, 0.5) == {"muon": 0.01, "decay": 5e-4, "plain": 5e-4, "bounded": 5e-4}
     assert set_learning_rates(optimizer, 0.25)["muon"] == 0.005  # of the base, not of the rate before
 
 

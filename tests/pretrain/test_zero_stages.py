@@ -5,10 +5,10 @@ import copy
 import pytest
 from safetensors.torch import load_file
 
-from tests.pretrain.on_ranks import said, train_all
+from tests.pretrain.on_ranks import Job, said, train_all
 
 LAYOUTS = [(zero, ranks) for ranks in (1, 2) for zero in ("zero0", "zero1", "zero2", "zero3")]
-STEPS = 8
+STEPS = 6
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -19,8 +19,12 @@ def trained(tmp_path_factory, runs_in, stage2_tree):
     runs = runs_in(tmp_path_factory.mktemp("zero"))
     tree = copy.deepcopy(stage2_tree) | {"precision": "fp32", "steps": STEPS, "checkpoint": {}, "micro_batch": 2}
     tree["losses"] = {"matching": {"negatives": "global"}, "mlm": {"every": 3}}
-    tree["optim"] |= {"ema_decay": 0.5, "layer_decay": 0.9, "modules": {"text_encoder": {"lr": 1e-3}}}
-    train_all(runs, [(f"{zero}-{ranks}", ranks, tree | {"deepspeed": zero}) for zero, ranks in LAYOUTS])
+    tree["optim"] |= {
+        "ema_decay": 0.5,
+        "layer_decay": 0.9,
+        "modules": {"text_encoder": {"lr": 1e-3}, "temp": {"lr": 0.2}},
+    }
+    train_all(runs, [Job(f"{zero}-{ranks}", ranks, tree | {"deepspeed": zero}) for zero, ranks in LAYOUTS])
     out = {}
     for zero, ranks in LAYOUTS:
         name = f"{zero}-{ranks}"
