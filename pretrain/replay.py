@@ -135,7 +135,11 @@ def find_in_replay(engine: Engine, batch: Batch, seed: int) -> list[Finding]:
     with _Watch(engine.task.model).around(engine.deepspeed.module) as found, torch.compiler.set_stance("force_eager"):
         engine.backward(batch)
     for name, parameter in engine.task.model.named_parameters():
-        if found.weight is None and not bool(own_share(parameter).isfinite().all()):
+        held = (
+            parameter.detach(),
+            own_share(parameter),
+        )  # with ZeRO 3 the first may be empty, or whole beside its share
+        if found.weight is None and not all(bool(values.isfinite().all()) for values in held):
             found.weight = name
     engine.discard()
     found.keys = (found.keys or list(batch.keys))[:SHOWN]

@@ -63,7 +63,8 @@ def not_finite() -> None:
                     batch.frames = batch.frames.float()
                     batch.frames[1] = float("nan")
                 if last and batch.step == WEIGHT:
-                    own_share(parameters[POISONED]).view(-1)[0] = float("nan")
+                    for held in (own_share(parameters[POISONED]), parameters[POISONED].data):
+                        held.view(-1)[:1] = float("nan")  # ZeRO 3 keeps small weights whole beside their shares
                 yield batch
 
     def watched(guard, said, step, batch):

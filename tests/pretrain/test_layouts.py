@@ -1,4 +1,4 @@
-"""A run of 4 ranks x 1 micro-batch goes on as 2 x 2 and as 1 x 4, its config untouched, as if on one rank throughout."""
+"""A run of 4 ranks x 1 micro-batch goes on as 2 x 2 and as 1 x 4 with its config untouched, as if it were one run."""
 
 import copy
 

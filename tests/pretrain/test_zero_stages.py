@@ -5,6 +5,7 @@ import copy
 import pytest
 from safetensors.torch import load_file
 
+from pretrain.models.joint import TEMPERATURE_MAX
 from tests.pretrain.on_ranks import Job, said, train_all
 
 LAYOUTS = [(zero, ranks) for ranks in (1, 2) for zero in ("zero0", "zero1", "zero2", "zero3")]
@@ -15,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, runs_in, stage2_tree):
-    """name -> (lines of the log, final weights) of the same run under every stage, on one rank and on two."""
+    """name -> (log, final weights and their average) of the same run under every stage, on one rank and on two."""
     runs = runs_in(tmp_path_factory.mktemp("zero"))
     tree = copy.deepcopy(stage2_tree) | {"precision": "fp32", "steps": STEPS, "checkpoint": {}, "micro_batch": 2}
     tree["losses"] = {"matching": {"negatives": "global"}, "mlm": {"every": 3}}
@@ -29,8 +30,9 @@ def trained(tmp_path_factory, runs_in, stage2_tree):
     for zero, ranks in LAYOUTS:
         name = f"{zero}-{ranks}"
         assert said(runs, name) == [{"code": 0, "error": None}] * ranks
-        weights = runs.folder / name / "checkpoints" / f"step-{STEPS:07d}" / "model.safetensors"
-        out[name] = runs.log(name), load_file(weights)
+        folder = runs.folder / name / "checkpoints" / f"step-{STEPS:07d}"
+        average = {f"average of {key}": value for key, value in load_file(folder / "ema.safetensors").items()}
+        out[name] = runs.log(name), load_file(folder / "model.safetensors") | average
     return out
 
 
@@ -43,6 +45,7 @@ def test_it_is_the_run_of_one_rank_without_zero(trained, zero, ranks):
         assert line["losses"] == pytest.approx(wanted["losses"], rel=2e-4), line["step"]
         assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3), line["step"]
     assert weights.keys() == expected.keys()
+    assert expected["temp"].item() == pytest.approx(TEMPERATURE_MAX)  # an update stays within the bounds
     for name, tensor in weights.items():
         off = float((tensor - expected[name]).norm())
         assert off <= 2e-3 * float(expected[name].norm()) + 1e-6, f"{name}: {off}"
