@@ -164,3 +164,14 @@ def checkpoint_convert(
 
     for line in convert(path, out, layout, ema):
         typer.echo(line)
+
+
+@checkpoint_app.command("average", epilog="Example: videomamba checkpoint average runs/stage2 runs/stage2_average")
+def checkpoint_average(
+    path: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write: a checkpoint, as every other command takes one.")],
+) -> None:
+    """Write the average of the weights that a run kept (optim.ema_decay) as a checkpoint of its own."""
+    from pretrain.averaged import write_average
+
+    typer.echo(f"written: {write_average(path, out)}")
