@@ -116,7 +116,9 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"Another process is training in {self.path}.", "Wait for it, stop it, or give another out=."
+                f"Another process is training in {self.path}.",
+                "Wait for it, stop it, or give another out=.",
+                exit_code=1,  # the request was right: later it may go, so a job that meets this is started again
             ) from error
 
     def release(self) -> None:

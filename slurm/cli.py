@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def submit_config(
     job = make_job(profile, run, asked, tuple(after or []))
     if dry_run:
         typer.echo(render(job, profile), nl=False)
-        typer.echo(test_only(render(job, profile)), err=True)
+        here = shutil.which("sbatch") is not None
+        typer.echo(test_only(render(job, profile)) if here else "no sbatch here: the cluster was not asked", err=True)
         return
     work = prepare(run)
     (work / "config.yaml").write_text(resolved, encoding="utf-8")
@@ -141,7 +143,7 @@ def status(run: Run) -> None:
         Console(soft_wrap=True).print(table)
         typer.echo("\n".join(errors), nl=bool(errors))
         return
-    for line in describe(absolute(run)):
+    for line in describe(run):
         typer.echo(line)
 
 
@@ -153,5 +155,5 @@ def cancel(
     from slurm.pipeline.jobs import cancel_chain, is_chain
     from slurm.status import cancel as end
 
-    for line in cancel_chain(run, now) if is_chain(run) else end(absolute(run), now):
+    for line in cancel_chain(run, now) if is_chain(run) else end(run, now):
         typer.echo(line)

@@ -52,17 +52,18 @@ def last_error(work: Path, history: History, part: str = "") -> list[str]:
         return []
     last = failed[-1]
     logs = work / "logs" / f"{part}{last.number}"
-    rank = failing_rank(_lines(logs / "srun.log"))
-    shown = _lines(logs / ("srun.log" if rank is None else f"rank{rank}.log"))[-TAIL:]
-    who = "the step" if rank is None else f"rank {rank}"
-    return [f"last error: {who} in attempt {last.number}, exit code {last.code}", *(f"  {line}" for line in shown)]
+    failure = first_failure(_lines(logs / "srun.log"))
+    shown = _lines(logs / ("srun.log" if failure is None else f"rank{failure[0]}.log"))[-TAIL:]
+    who = f"exit code {last.code}" if failure is None else f"rank {failure[0]}, {failure[1]}"
+    return [f"last error, in attempt {last.number}: {who}", *(f"  {line}" for line in shown)]
 
 
-def failing_rank(said: Sequence[str]) -> int | None:
-    """The first rank that srun says left with a code or by a signal of its own; those it ended are named later."""
+def first_failure(said: Sequence[str]) -> tuple[int, str] | None:
+    """The rank that srun says failed first, and how it ended; ranks that srun itself ended are named after it."""
     for line in said:
-        if found := re.search(r"\btasks? (\d+)[\d,-]*: (?!.*Terminated$)", line):
-            return int(found[1])
+        found = re.search(r"\btasks? (\d+)[\d,-]*: (.+)", line)
+        if found and found[2] != "Terminated":
+            return int(found[1]), found[2]
     return None
 
 

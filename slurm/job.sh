@@ -35,9 +35,13 @@ give_up() {
   exit "$2"
 }
 
+leave_if_cancelled() {
+  [[ -e $CANCELLED ]] && give_up "cancelled" 130 cancelled
+}
+
 # Whether this may be started once more; if not, leave.
 may_go_on() {
-  [[ -e $CANCELLED ]] && give_up "cancelled" 130 cancelled
+  leave_if_cancelled
   ((idle >= 2)) && give_up "two restarts failed without progress" 1 no_progress
   ((attempt >= MAX_RESTARTS)) && give_up "restarted $MAX_RESTARTS times, the limit" 1 max_restarts
   return 0
@@ -50,13 +54,16 @@ if [[ -s $ATTEMPTS ]]; then
   if [[ $event == over ]]; then
     say "an earlier job gave up; see videomamba status $RUN"
     exit 1
-  elif [[ $event == start ]]; then # no end: killed together with its node
-    judge lost
-    note end 137 lost
+  elif [[ $event == start ]]; then # no end: killed with its node, or by a site that gives no time for saving
+    reason=lost
+    ((was_asked)) && reason=cut
+    judge "$reason"
+    note end 137 "$reason"
   fi
   may_go_on
   attempt=$((attempt + 1))
 fi
+leave_if_cancelled
 began=$(kept)
 rm -f "$UNFINISHED"
 LOGS=$WORK/logs/$PART$attempt

@@ -16,6 +16,8 @@ BODY = Path(__file__).with_name("job.sh")
 TRAPS = """\
 # Slurm's signal before the time limit comes to this shell alone: in the ranks it would kill data workers and launchers.
 # It becomes a file that rank 0 looks for at every step.
+was_asked=0
+[[ -e $STOP ]] && was_asked=1
 rm -f "$STOP" "$HUNG"
 trap 'touch "$STOP"' USR2 TERM
 
@@ -90,6 +92,16 @@ def max_restarts(job: Job, cluster: ClusterProfile) -> int:
     return cluster.max_restarts if job.max_restarts is None else job.max_restarts
 
 
+def _shares(job: Job, cluster: ClusterProfile) -> int:
+    """Into how many parts a node is cut: a task takes what goes with a GPU, or without GPUs its part of the node."""
+    return max(cluster.gpus_per_node, job.resources.tasks_on(cluster))
+
+
+def cpus_per_task(job: Job, cluster: ClusterProfile) -> int:
+    """CPUs of a task: as asked, else its share of a node's."""
+    return job.resources.cpus_per_task or max(1, cluster.cpus_per_node // _shares(job, cluster))
+
+
 def job_name(job: Job, cluster: ClusterProfile) -> str:
     """The job's name in the queue; in a chain, where equal names wait for one another, it is this run's alone."""
     return job.name if cluster.requeue else f"{job.name}-{digest({'run': str(job.run)})[:6]}"
@@ -103,9 +115,8 @@ def after(job: Job) -> list[str]:
 def _directives(job: Job, cluster: ClusterProfile) -> list[str]:
     """The lines that sbatch reads."""
     asked, tasks = job.resources, job.resources.tasks_on(cluster)
-    shares = max(cluster.gpus_per_node, tasks)  # a task takes what goes with a GPU, or its part of a node without
     nodes = str(asked.nodes) if asked.min_nodes in (None, asked.nodes) else f"{asked.min_nodes}-{asked.nodes}"
-    memory = asked.memory_gb or (cluster.memory_gb and max(1, cluster.memory_gb * tasks // shares))
+    memory = asked.memory_gb or (cluster.memory_gb and max(1, cluster.memory_gb * tasks // _shares(job, cluster)))
     restarts = cluster.requeue and max_restarts(job, cluster) > 0
     conditions = after(job) + ([] if cluster.requeue or job.array else ["singleton"])
     options: list[tuple[str, object]] = [
@@ -117,7 +128,7 @@ def _directives(job: Job, cluster: ClusterProfile) -> list[str]:
         ("ntasks-per-node", tasks),
         # Never --gpus-per-task: it hides a rank's neighbours from NCCL.
         ("gpus-per-node", tasks if asked.gpus and cluster.gpus_per_node else None),
-        ("cpus-per-task", asked.cpus_per_task or max(1, cluster.cpus_per_node // shares)),
+        ("cpus-per-task", cpus_per_task(job, cluster)),
         ("mem", memory and f"{memory}G"),
         ("time", asked.time or cluster.time),
         ("array", _array(job)),
@@ -167,6 +178,7 @@ def _places(job: Job, cluster: ClusterProfile) -> str:
 def _environment(job: Job, cluster: ClusterProfile) -> str:
     """The site's own lines, and what the ranks find in their environment."""
     lines = ["# The site's own preparation.", *cluster.setup] if cluster.setup else []
+    lines.append(f"export OMP_NUM_THREADS={cpus_per_task(job, cluster)}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
     if job.code is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(str(job.code))} # as submitted: later edits do not change a run")
@@ -178,13 +190,12 @@ def _environment(job: Job, cluster: ClusterProfile) -> str:
 def _ranks(job: Job, cluster: ClusterProfile) -> str:
     """The function that starts one process a task on all nodes, and ends all when one fails."""
     tasks = job.resources.tasks_on(cluster)
-    cpus = job.resources.cpus_per_task or max(1, cluster.cpus_per_node // max(cluster.gpus_per_node, tasks))
     words = [
         "srun",
         '--nodes="$SLURM_JOB_NUM_NODES"',
         f"--ntasks=$((SLURM_JOB_NUM_NODES * {tasks}))",
         f"--ntasks-per-node={tasks}",
-        f"--cpus-per-task={cpus}",
+        f"--cpus-per-task={cpus_per_task(job, cluster)}",
         "--kill-on-bad-exit=1",
         "--export=ALL",
         '--output="${LOGS//%/%%}/rank%t.log"',

@@ -12,8 +12,9 @@ from slurm.submit import Record, in_queue, read_record, slurm_says
 
 ENDINGS = {
     "done": "the work is done",
-    "stopped": "saved and stopped when asked (time limit, preemption or cancel)",
+    "stopped": "stopped when asked (time limit, preemption or cancel)",
     "hung": "did not stop when asked, and was ended",
+    "cut": "was asked to stop, and killed before it had saved",
     "lost": "was lost: its node failed, or all of it was killed",
     "failed": "failed",
 }
@@ -35,8 +36,6 @@ def describe(run: Path) -> list[str]:
         return lines + _array_lines(work, record.job.array)
     history = read_history(work)
     lines += [_attempt_line(attempt) for attempt in history.attempts]
-    if history.verdict is not None:
-        lines.append(VERDICTS[history.verdict])
     return lines + last_error(work, history)
 
 
@@ -55,7 +54,7 @@ def headline(record: Record) -> str:
     words = [state]
     if record.job.array is None:
         words.append(progress(record.job.run))
-        words.append(f"{max(0, len(history.attempts) - 1)} restart(s)")
+        words.append(f"{len(history.attempts) - 1} restart(s)" if len(history.attempts) > 1 else "")
     code = record.code.commit if record.code is not None else None
     words.append(f"job {', '.join(record.ids)}" + (f", code {code[:10]}" if code else ""))
     return "; ".join(word for word in words if word)
@@ -97,10 +96,9 @@ def progress(run: Path) -> str:
 
 def _attempt_line(attempt: Attempt) -> str:
     began = time.strftime("%m-%d %H:%M", time.localtime(attempt.started))
-    ending = "running, or lost" if attempt.reason is None else ENDINGS.get(attempt.reason, attempt.reason)
-    code = f" (exit code {attempt.code})" if attempt.reason == "failed" else ""
+    ending = "no end so far" if attempt.reason is None else ENDINGS.get(attempt.reason, attempt.reason)
     reached = "" if attempt.step is None else f" to {attempt.step}"
-    return f"  attempt {attempt.number}, {began}, {attempt.nodes}: step {attempt.began}{reached}; {ending}{code}"
+    return f"  attempt {attempt.number}, {began}, {attempt.nodes}: step {attempt.began}{reached}; {ending}"
 
 
 def _array_lines(work: Path, size: int) -> list[str]:

@@ -57,7 +57,7 @@ def site(tmp_path: Path) -> Callable[..., Path]:
             "gpus_per_node": 2,
             "cpus_per_node": 8,
             "memory_gb": 16,
-            "time": "00:05:00",
+            "time": "00:15:00",
             "signal_lead": 40,
             "max_restarts": 8,
             "environment": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -98,3 +98,9 @@ def stand_in() -> tuple[str, ...]:
 def runs(tmp_path: Path) -> Runs:
     """Training runs in this test's own folder."""
     return Runs(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def runs_in() -> type[Runs]:
+    """`runs_in(folder)`: training runs in a folder that outlives a test."""
+    return Runs

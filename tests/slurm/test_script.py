@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from slurm.history import read_history
+from slurm.history import FAILURES, read_history
 from slurm.job import Resources
 from slurm.show import EXAMPLES, PROFILES
 from slurm.status import cancel, describe, state_of
@@ -51,7 +51,7 @@ def test_a_crash_loop_ends_with_its_last_error(cluster, profile, start, stand_in
     assert reasons(run) == (["failed"] * 3, "no_progress")
     said = "\n".join(describe(run))
     assert "given up: two restarts failed without progress" in said
-    assert "last error: rank 3 in attempt 2, exit code 1" in said
+    assert "last error, in attempt 2: rank 3, Exited with exit code 1\n" in said
     assert "rank 3 cannot go on: the disk is on fire" in said
 
 
@@ -101,6 +101,31 @@ def test_ranks_that_do_not_stop_are_ended_in_time(cluster, profile, start, stand
     cluster("scancel", "--batch", "--signal=USR2", number)
     cluster.wait_until_gone(number)
     assert reasons(run) == (["hung"], "max_restarts")
+
+
+def test_preemption_without_time_to_save_is_no_failure(cluster, profile, start, stand_in, tmp_path):
+    run = tmp_path / "cut"
+    number = start(profile(), run, *stand_in, str(run), "5", "--fault", "deaf")
+    cluster.wait_for(lambda: (run / "slurm/logs/0/rank0.log").exists(), "the ranks")
+    cluster("scontrol", "update", "PartitionName=gpu", "GraceTime=0")
+    try:
+        cluster.preempt()
+        cluster.wait_for(lambda: len(read_history(run / "slurm").attempts) == 2, "the second attempt")
+    finally:
+        cluster("scontrol", "update", "PartitionName=gpu", "GraceTime=60")
+    assert read_history(run / "slurm").attempts[0].reason not in FAILURES
+    assert read_record(run).ids == (number,)
+
+
+def test_a_node_lost_while_stopping_is_no_failure(cluster, profile, start, stand_in, tmp_path):
+    run = tmp_path / "cut"
+    number = start(profile(), run, *stand_in, str(run), "5", "--fault", "deaf")
+    cluster.wait_for(lambda: (run / "slurm/logs/0/rank0.log").exists(), "the ranks")
+    cluster("scancel", "--batch", "--signal=USR2", number)
+    cluster.wait_for(lambda: (run / "slurm" / "stop").exists(), "the stop-file")
+    cluster.kill_node(read_history(run / "slurm").attempts[0].nodes)
+    cluster.wait_for(lambda: len(read_history(run / "slurm").attempts) == 2, "the second attempt")
+    assert read_history(run / "slurm").attempts[0].reason == "cut"
 
 
 def test_cancel_saves_first_and_is_final(cluster, profile, start, stand_in, tmp_path):

@@ -173,6 +173,11 @@ class Cluster:
     def wait_until_gone(self, *ids: str, timeout: float = 150) -> None:
         self.wait_for(lambda: not set(ids) & set(self.jobs()), f"the end of {ids}", timeout)
 
+    def preempt(self) -> None:
+        """A job that takes all nodes from those of the partition below."""
+        wanted = ("--partition=urgent", f"--nodes={len(self.nodes)}", "--exclusive", "--output=/dev/null")
+        self("sbatch", *wanted, "--wrap=sleep 1")
+
     def clean(self) -> None:
         """No job, all nodes idle: as the next test expects it."""
         for node in self.nodes:
