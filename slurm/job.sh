@@ -1,4 +1,5 @@
 # ---- the same in every job, from here on ------------------------------------------------------------------------
+set +eu # whatever the site's lines have set: here a command may fail, and is asked why
 
 # The work may be done already: by an earlier submission, or by an earlier job of a chain.
 if [[ -e $DONE || -e $FINISHED ]]; then
