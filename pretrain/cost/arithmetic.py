@@ -96,8 +96,13 @@ def orthogonalise(rows: int, columns: int, iterations: int = 5) -> float:
 
 
 def tower(found: "Tower", frames: float, layers: int) -> float:
-    """A teacher's visual tower over so many frames, its projection and the cls attention of its last block."""
+    """A teacher's visual tower over so many frames, its projection and the cls attention of its last block.
+
+    What pools a map or its tokens by other means is counted as it runs, on one frame, and its tokens' projection after.
+    """
     tokens = found.grid[0] * found.grid[1] + 1
+    if found.pooled:
+        return frames * (_counted(found) + layers * product(tokens, found.width, found.width))
     matrices = sum(p.numel() for block in found.blocks for p in block.parameters() if p.dim() == 2)
     width = next(p.numel() for p in found.blocks[0].parameters() if p.dim() == 1)  # the first norm's
     kernel = sum(p.numel() for p in found.module.parameters() if p.dim() == 4)
@@ -106,3 +111,14 @@ def tower(found: "Tower", frames: float, layers: int) -> float:
     ends = 2.0 * kernel * (tokens - 1) + layers * product(tokens, width, found.width) + cls_row
     each: float = 2.0 * matrices * tokens + attention + ends
     return frames * each
+
+
+def _counted(found: "Tower") -> float:
+    """What torch counts of the tower on one frame of zeros."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    weight = next(found.module.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        found.module(weight.new_zeros(1, 3, *found.size))
+    return float(counter.get_total_flops())

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from configs.errors import UserError
 from data_pipeline.loader import TrainLoader
 from data_pipeline.torchvision_shim import ensure_torchvision
+from pretrain.cost import arithmetic
 from pretrain.models.teacher import ClipTeacher
 from pretrain.tasks import build_task
 from tests.pretrain.tower_cases import BY_MEAN, POOLED, clip_folder, shake
@@ -199,6 +200,12 @@ def test_another_resolution(visual):
     assert out.features_JBLC.shape[2] == 1 + 2 * grid[0] * grid[1]
     with pytest.raises(UserError, match="does not divide by the teacher's patches"):
         ClipTeacher(visual, image_size=side + 1)
+
+
+def test_a_plan_counts_its_operations(visual):
+    tower = ClipTeacher(visual).tower
+    one, four = (arithmetic.tower(tower, frames, layers=1) for frames in (1, 4))
+    assert 0 < 4 * one == four
 
 
 def test_a_stage_1_step_trains(visual, request, runs, stage1_tree, monkeypatch):

@@ -29,6 +29,8 @@ def open_clip_vit(visual: Any, image_size: int | None) -> Tower:
     by_token = visual.pool_type == "tok" and not by_attention
     see = partial(_see_cls if by_token else _see_pooled, visual)
     return Tower(
+        module=visual,
+        blocks=visual.transformer.resblocks,
         depth=len(visual.transformer.resblocks),
         size=pair(visual.image_size),
         grid=pair(visual.grid_size),

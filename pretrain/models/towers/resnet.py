@@ -22,6 +22,8 @@ def clip_resnet(visual: Any, image_size: int | None) -> Tower:
     resize(pair(visual.image_size), (STRIDE, STRIDE), image_size, partial(_resize, visual))
     size, pool = pair(visual.image_size), visual.attnpool
     return Tower(
+        module=visual,
+        blocks=(),
         depth=1,
         size=size,
         grid=(size[0] // STRIDE, size[1] // STRIDE),

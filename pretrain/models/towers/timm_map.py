@@ -32,6 +32,8 @@ def timm_map(visual: Any, image_size: int | None) -> Tower:
         ) from error
     project = partial(_pool_alone, visual)
     return Tower(
+        module=visual,
+        blocks=(),
         depth=1,
         size=size,
         grid=(seen_1HWW.shape[1], seen_1HWW.shape[2]),

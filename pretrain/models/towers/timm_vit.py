@@ -27,6 +27,8 @@ def timm_vit(visual: Any, image_size: int | None) -> Tower:
     by_attention = getattr(trunk, "attn_pool", None) is not None
     by_token = trunk.global_pool == "token" and not by_attention
     return Tower(
+        module=visual,
+        blocks=trunk.blocks,
         depth=len(trunk.blocks),
         size=pair(patches.img_size),
         grid=pair(patches.grid_size),

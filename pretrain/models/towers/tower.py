@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.errors import UserError
 
@@ -31,9 +31,12 @@ class Tower:
     """A visual tower: how many layers it can give, the pixels and patches of a frame, its final norm and projection.
 
     `see` looks at normalised frames (F, 3, H, W). `norm` maps (..., W) to itself and `project` to (..., C); a `pooled`
-    cls has passed both. `attends`: it has a query whose attention over the patches can be read.
+    cls has passed both. `attends`: it has a query whose attention over the patches can be read. `module` is
+    open_clip's, `blocks` are its layers over tokens, of which a map has none.
     """
 
+    module: nn.Module
+    blocks: Sequence[nn.Module]
     depth: int
     size: tuple[int, int]
     grid: tuple[int, int]
