@@ -64,6 +64,10 @@ def evaluate(
         bool,
         typer.Option("--check-data", help="Only look for the media that the annotations name; 1 if any is missing."),
     ] = False,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="Only write the set's videos and captions here, for `data build --preset umt` to train on."),
+    ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved config and leave.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make the embeddings in the out folder again.")] = False,
     ranks: Annotated[int, typer.Option(help="Share the work among so many processes of this machine.", min=1)] = 1,
@@ -86,12 +90,8 @@ def evaluate(
         _must_exist(
             Path(run.data.path), "folder of shards", "Build it with `videomamba data build`, or mend data.path."
         )
-    if check_data:
-        from retrieval_eval.testset import open_set
-
-        found = open_set(run.data)
-        typer.echo("\n".join(found.lines()))
-        raise typer.Exit(1 if found.missing else 0)
+    if check_data or manifest is not None:
+        raise typer.Exit(_look(run, manifest))
     share = _share(part, only, fresh)
     if only == "rerank" and not run.rerank.top:
         raise UserError("rerank.top is 0, so there is nothing to re-rank.", "Leave --only rerank out.")
@@ -258,6 +258,19 @@ def _must_be_index(index: Path) -> None:
 def _must_exist(path: Path, what: str, cure: str) -> None:
     if not path.exists():
         raise UserError(f"There is no {what} {path}.", cure)
+
+
+def _look(run: RetrievalConfig, manifest: Path | None) -> int:
+    """Say which media of the set are there, and write them down where asked; 1 if any is missing."""
+    from retrieval_eval.testset import open_set
+
+    found = open_set(run.data)
+    typer.echo("\n".join(found.lines()))
+    if manifest is not None:
+        rows = found.manifest()
+        write_whole(manifest, json.dumps(rows, ensure_ascii=False, indent=1).encode())
+        typer.echo(f"{manifest}: {len(rows)} videos")
+    return 1 if found.missing else 0
 
 
 def _share(part: str | None, only: Stage | None, fresh: bool) -> Part:

@@ -149,5 +149,22 @@ class BenchmarkCorpus:
         sample = self.read(i)
         return {"captions": list(sample.captions), "sha256": sample.sha256, "media": sample.kind, "probe": sample.probe}
 
+    def manifest(self) -> list[dict[str, Any]]:
+        """A row an entry whose medium was found, for `videomamba data build --preset umt`: its path and its captions.
+
+        So the train split of a set becomes a corpus by the rules that its test split is read by. UserError where the
+        media are in shards, which are a corpus already.
+        """
+        if isinstance(self.shelf, ShardShelf):
+            raise UserError(
+                f"{self.folder} holds shards, not the files that a table could name.", "Train on the shards themselves."
+            )
+        found = zip(self.entries, self.places, strict=True)
+        return [
+            {"video": self.shelf.names[place], "caption": list(entry.captions)}
+            for entry, place in found
+            if isinstance(place, int)
+        ]
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_last": None}

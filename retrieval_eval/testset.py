@@ -50,6 +50,12 @@ class TestSet:
         except SampleError:  # counted where the clip itself is read
             return ()
 
+    def manifest(self) -> list[dict[str, Any]]:
+        """The table of a published set's media (see BenchmarkCorpus.manifest); UserError for a corpus in shards."""
+        if not isinstance(self.corpus, BenchmarkCorpus):
+            raise UserError(f"{self.corpus.folder} is a corpus already.", "Train on it as it is.")
+        return self.corpus.manifest()
+
     def lines(self) -> list[str]:
         """What was found, for people: the data of an evaluation before it begins."""
         if not isinstance(self.corpus, BenchmarkCorpus):

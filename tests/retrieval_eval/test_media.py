@@ -153,3 +153,17 @@ def test_a_store_remembers_clips_in_the_sets_order(run_folder: Path, folder: Pat
     clips, vectors = read_clips(Store(tmp_path / "embeddings", identity))
     assert clips.keys == [f"clip{n:03d}.mp4" for n in range(14) if n != 5]
     assert len(vectors) == 13
+
+
+def test_one_text_on_many_videos_is_scored_once_and_ties_exactly(run_folder: Path, folder: Path, tmp_path: Path) -> None:
+    """MSR-VTT has texts that stand on two or three videos: their scores are equal to the last bit, in both columns."""
+    texts = {"clip000": "A man talks.", "clip001": "a man talks", "clip002": "a man  talks!", "clip003": "a dog runs"}
+    (tmp_path / "list.json").write_text(json.dumps([{"video": f"{v}.mp4", "caption": t} for v, t in texts.items()]))
+    evaluate(config(run_folder, tmp_path, folder, tmp_path / "out"))
+    with np.load(tmp_path / "out/ranks.npz") as ranks:
+        for scoring in ("dual", "reranked"):
+            t2v, v2t = ranks[f"{scoring}.t2v"], ranks[f"{scoring}.v2t"]
+            assert sorted(t2v[:3]) in ([1, 2, 3], [1, 2, 4], [1, 3, 4], [2, 3, 4]), "three queries of one text"
+            # of three equal texts one's own stands second among them: alone at the top, or behind the fourth
+            assert set(v2t[:3]) <= {2.0, 3.0}
+            assert v2t[3] in (1.0, 4.0)

@@ -80,3 +80,31 @@ def test_bootstrap_is_seeded_and_covers_the_truth() -> None:
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(UserError, match="1 of 4 scores"):
         metrics.text_to_video_ranks(np.array([[0.0, np.nan], [1.0, 2.0]]), np.arange(2))
+
+
+def test_every_measure_of_both_directions_equals_a_loop() -> None:
+    generator = np.random.default_rng(5)
+    scores_VC = np.round(generator.standard_normal((60, 150)), 1)  # rounded, so that ties happen
+    owner_C = np.concatenate([np.arange(60), generator.integers(0, 60, 90)])
+    table, _ = metrics.both_directions(scores_VC, scores_VC, owner_C, samples=0)
+
+    def expected(row: np.ndarray, relevant: np.ndarray) -> float:
+        """One relevant among n that tie stands in the middle of them; of m, the first at (n + 1) / (m + 1)."""
+        best = max(row[i] for i in range(len(row)) if relevant[i])
+        above, level, mine = 0, 0, 0
+        for i, score in enumerate(row):
+            above, level = above + (score > best), level + (score == best)
+            mine += score == best and relevant[i]
+        return above + (level + 1) / (mine + 1)
+
+    ranks = {
+        "t2v": [expected(scores_VC[:, c], np.arange(60) == owner_C[c]) for c in range(150)],
+        "v2t": [expected(scores_VC[v], owner_C == v) for v in range(60)],
+    }
+    for way, values in ranks.items():
+        for k in (1, 5, 10, 50):
+            assert table[way][f"R@{k}"] == pytest.approx(100 * sum(rank <= k for rank in values) / len(values))
+        ordered = sorted(values)
+        middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        assert table[way]["MedR"] == pytest.approx(middle)
+        assert table[way]["MeanR"] == pytest.approx(sum(values) / len(values))
