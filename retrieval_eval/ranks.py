@@ -33,8 +33,11 @@ def crew(part: Part) -> Iterator[Crew]:
     if world.size == 1:
         yield Crew(part)
         return
+    import torch
     import torch.distributed as dist
 
+    if torch.cuda.is_available():  # one GPU each, or the only one that the launcher shows to each
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     os.environ.update(rank_environment(world, *meeting_point(world)))
     dist.init_process_group("gloo", timeout=PATIENCE)
 

@@ -18,7 +18,7 @@ from configs.errors import UserError
 from configs.loader import validate
 from data_pipeline.sources import Part
 from pretrain.launch import World, free_port
-from retrieval_eval import cli
+from retrieval_eval import cli_eval
 from retrieval_eval.config import RetrievalConfig
 from retrieval_eval.evaluate import evaluate, run_stages
 from retrieval_eval.ranks import Crew, share
@@ -216,7 +216,7 @@ def test_the_command_line_of_parts(run_folder: Path, clips: Path, tmp_path: Path
 )
 def test_a_part_that_makes_no_sense_is_refused(asked: tuple[Any, ...], cause: str) -> None:
     with pytest.raises(UserError, match=cause):
-        cli._share(*asked)
+        cli_eval._share(*asked)
 
 
 def test_a_rank_whose_fellow_dies_says_so_and_leaves(run_folder: Path, clips: Path, tmp_path: Path) -> None:
