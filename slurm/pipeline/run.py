@@ -5,6 +5,7 @@ import signal
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from configs.errors import UserError
@@ -69,7 +70,8 @@ def check_pipeline(pipeline: Pipeline, tree: Any, selection: Selection, console:
             waits = ", ".join(need for need in task.needs if need not in done)
             shown.add_row(name, "command and config", f"its inputs come from {waits}")
         elif any(takes(tree, command, "check") for command in parts[0].commands):
-            shown.add_row(name, "by --check", "\n".join(check_alone(task, parts[0], tree, task.ranks)))
+            said = "\n".join(check_alone(task, parts[0], tree, task.ranks))
+            shown.add_row(name, "by --check", escape(said))
         else:
             shown.add_row(name, "command and config", "")
     for name in plan.skipped:
@@ -123,8 +125,10 @@ def _leave(outcome: Outcome, folder: PipelineFolder, console: Console) -> None:
         raise UserError(f"The step '{part.name}' was asked to stop and left before its work was done.", again, 1)
     console.print(f"The last lines of {folder.log(part)}:", highlight=False)
     console.print(tail(folder.log(part)), highlight=False, markup=False)
+    code = record.exit_code or 1
+    by = f" (ended by {signal.Signals(code - 128).name})" if code - 128 in set(signal.Signals) else ""
     raise UserError(
-        f"The step '{part.name}' failed with exit code {record.exit_code}.",
+        f"The step '{part.name}' failed with exit code {code}{by}.",
         f"Its log is {folder.log(part)}. Mend that; {again[0].lower()}{again[1:]}",
-        exit_code=record.exit_code or 1,
+        exit_code=code,
     )

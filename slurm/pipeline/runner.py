@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 
 from slurm.pipeline.chain import Chain, Part, Task
 from slurm.pipeline.folder import PipelineFolder, Record
@@ -87,7 +88,7 @@ class Runner:
         began.add(task.name)
         number = list(self.chain.tasks).index(task.name) + 1
         parts = f" ({len(plan.parts[task.name])} of {len(task.parts)} parts)" if task.array else ""
-        self.console.rule(f"[bold]{number}/{len(self.chain.tasks)} {task.title}[/]{parts}", align="left")
+        self.console.rule(f"[bold]{number}/{len(self.chain.tasks)} {escape(task.title)}[/]{parts}", align="left")
 
     def _start(self, part: Part) -> None:
         ranks = self.chain.tasks[part.step].ranks

@@ -1,5 +1,6 @@
 """`videomamba run`: steps in order, each once; faults said beforehand; stopped or killed, the same command goes on."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -138,6 +139,18 @@ def _alive(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_a_step_that_the_system_kills_has_failed(runs):
+    file = runs.write({"long": {"command": "probe {folder}/long --wait {folder}/go", "title": "[a]"}})
+    process = runs.start(file)
+    ran = runs.folder / "run" / "long"
+    wait_for(lambda: ran.exists() and ran.read_text(), "the step")
+    os.kill(int(ran.read_text().split()[0]), signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert "The step 'long' failed with exit code 137 (ended by SIGKILL)." in said
+    assert "1/1 [a]" in said
 
 
 def test_a_changed_step_runs_again_and_so_does_what_needs_it(runs):
