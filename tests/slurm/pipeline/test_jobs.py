@@ -41,10 +41,9 @@ def tree():
 def job_of(tmp_path, tree):
     """The job of a step of STEPS, on a cluster of eight GPUs a node, and its script."""
     chain = resolve(Pipeline.model_validate({"folder": str(tmp_path), "steps": STEPS}))
-    cluster = load_cluster("plain")
 
-    def make(name, count=None):
-        task = chain.tasks[name]
+    def make(name, count=None, site="plain"):
+        task, cluster = chain.tasks[name], load_cluster(site)
         job = make_job(task, task.parts[:count], Site(cluster, tree, tmp_path), ("17",))
         return job, render(job, cluster)
 
@@ -95,6 +94,13 @@ def test_a_proof_that_is_there_already_does_not_end_a_job_that_has_to_run(job_of
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "export.json").touch()
     assert job_of("export")[0].done is None
+
+
+def test_a_container_sees_the_folder_of_the_pipeline(job_of, tmp_path):
+    _, pyxis = job_of("stage1", site="pyxis")
+    assert f"{tmp_path}:{tmp_path}," in pyxis.partition("--container-mounts=")[2]
+    _, apptainer = job_of("stage1", site="apptainer")
+    assert f",{tmp_path}," in apptainer.partition("--bind ")[2]
 
 
 def test_several_nodes_for_one_process_are_refused(tmp_path, tree):
