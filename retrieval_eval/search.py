@@ -14,7 +14,7 @@ from retrieval_eval.config import RetrievalData
 from retrieval_eval.embed import ClipList, Tell, embed_clips, identity_of, quiet, read_clips
 from retrieval_eval.encoders import Encoders
 from retrieval_eval.index import DeviceIndex, VectorIndex, Vectors, load_faiss, open_index
-from retrieval_eval.store import Store, read_identity
+from retrieval_eval.store import CHUNK, Store, read_identity
 from retrieval_eval.testset import open_set
 
 if TYPE_CHECKING:
@@ -47,13 +47,15 @@ def embed_corpus(
     device: str = "auto",
     fresh: bool = False,
     tell: Tell = quiet,
+    chunk: int = CHUNK,
 ) -> int:
     """Write the vectors of every clip of a corpus into the folder `out`; returns how many there are.
 
-    What is there already, made by the same checkpoint from the same corpus, is left. Raises UserError otherwise.
+    What is there already, made by the same checkpoint from the same corpus, is left; `chunk` clips are finished, and
+    leave memory, together. Raises UserError for a folder that was made otherwise.
     """
     found, encoders = open_set(RetrievalData(path=str(shards))), Encoders.load(checkpoint, device)
-    store = Store(out, identity_of(encoders, found.corpus, seed=0), fresh)
+    store = Store(out, identity_of(encoders, found.corpus, seed=0, chunk=chunk), fresh)
     source = {"checkpoint": str(encoders.folder.resolve()), "corpus": str(shards.resolve())}
     write_whole(out / SOURCE, json.dumps(source, indent=2).encode())
     embed_clips(encoders, found.corpus, store, batch=batch, workers=workers, tell=tell, kind=found.kind)

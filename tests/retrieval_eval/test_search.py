@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +87,23 @@ def test_a_store_of_another_format_names_what_differs(tmp_path: Path) -> None:
     Store(tmp_path / "store", {"checkpoint": "a", "corpus": "b"})
     with pytest.raises(UserError, match="corpus is b there and c here"):
         Store(tmp_path / "store", {"checkpoint": "a", "corpus": "c"})
+
+
+def test_an_index_that_was_killed_goes_on_where_it_was(
+    python: Callable[..., subprocess.CompletedProcess[str]], index: Path, run_folder: Path, clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    script = (
+        "import os, signal\nfrom pathlib import Path\nfrom retrieval_eval.search import embed_corpus\n"
+        "def tell(what, done, total):\n    if done >= 8:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"embed_corpus(Path({str(clips)!r}), Path({str(out)!r}), Path({str(run_folder)!r}), batch=2, device='cpu',\n"
+        "             tell=tell, chunk=4)\n"
+    )
+    assert python("-c", script).returncode == -signal.SIGKILL
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("vectors.npy")}
+    assert len(made) == 2, "two chunks of four clips"
+    assert embed_corpus(clips, out, run_folder, batch=2, device="cpu", chunk=4) == 13
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "what was finished was not made again"
+    again, whole = Searcher.open(out, run_folder, "cpu"), Searcher.open(index, run_folder, "cpu")
+    assert again.clips == whole.clips
+    assert again.vectors_VE == pytest.approx(whole.vectors_VE, abs=1e-6)
