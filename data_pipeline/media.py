@@ -29,6 +29,8 @@ from data_pipeline.webp import as_apng, is_animated
 _COUNTED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "avi"})
 # The library's own decoders of these leave transparency out, Google's do not.
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# What names other media, as playlists and session descriptions do, opens none of them, on this machine or elsewhere.
+ALONE = {"protocol_whitelist": "none"}
 _FAULTS = (av.error.FFmpegError, ValueError, OverflowError)
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def opened(data: bytes, seconds: float | None = None) -> Iterator[Media]:
     if is_animated(data):
         data = as_apng(data)
     try:
-        container = av.open(io.BytesIO(data), mode="r", metadata_errors="replace")
+        container = av.open(io.BytesIO(data), mode="r", metadata_errors="replace", options=ALONE)
     except _FAULTS as error:
         raise SampleError(LossReason.NOT_MEDIA, _short(error)) from error
     with container:

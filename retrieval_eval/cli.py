@@ -80,6 +80,9 @@ def search(
     from retrieval_eval.collection import Collection
 
     collection = Collection.open(index, checkpoint, shards, device)
+    tokens, most = collection.searcher.tokens(query), collection.searcher.encoders.text.max_tokens
+    if tokens > most:
+        typer.echo(f"note: the query has {tokens} tokens, and only the first {most} are read", err=True)
     hits = collection.searcher.find(query, top)
     Console().print(summary.hits(query, [(hit.score, collection.about(hit.row)) for hit in hits]))
 

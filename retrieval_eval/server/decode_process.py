@@ -2,10 +2,11 @@
 
 It writes `ready`, then takes clips from its standard input, each as eight bytes of length and the clip itself, and
 answers each with a line of JSON: `{"shape": [...]}` and the uint8 frames (C, T, H, W) behind it, or `{"code",
-"reason"}`. Its memory is bounded, it writes no file, and it ends when its input does. A decoder that crashes or hangs
-takes this process with it, and not the server.
+"reason"}`. Its memory is bounded, it can open no file and no connection, and it ends when its input does. A decoder
+that crashes or hangs takes this process with it, and not the server.
 """
 
+import io
 import json
 import os
 import resource
@@ -72,17 +73,33 @@ def main(visual: str, kind: Kind, seconds: str, memory: str) -> None:
     os.dup2(2, 1)  # what a library prints must not stand between the answers
     held = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
     resource.setrlimit(resource.RLIMIT_AS, (held + int(memory),) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     preprocess = VisualPreprocess.model_validate_json(visual)
     if kind == "image":
         preprocess = preprocess.model_copy(update={"frames": 1})
+    decode(_example(), preprocess, kind, float(seconds))  # what is imported late is imported now
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     answers.write(b"ready\n")
     answers.flush()
     for media in _clips(sys.stdin.buffer):
         head, frames = decode(media, preprocess, kind, float(seconds))
         answers.write(json.dumps(head).encode() + b"\n" + frames)
         answers.flush()
+
+
+def _example() -> bytes:
+    """A clip of two grey frames."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def _clips(stream: BinaryIO) -> Iterator[bytes]:

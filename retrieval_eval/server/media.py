@@ -81,7 +81,7 @@ class MediumResponse:
         status = 304 if unchanged else 206 if part is not None else 200
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in head.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
-        if scope["method"] == "HEAD" or unchanged:
+        if scope["method"] == "HEAD" or unchanged or first == stop:
             await send({"type": "http.response.body", "body": b""})
             return
         gone = asyncio.ensure_future(_until_gone(receive))

@@ -111,6 +111,19 @@ def test_garbage_is_no_media():
                 decode_video(head + generator.bytes(size), lambda n, _: np.arange(n))
 
 
+def test_what_names_other_media_opens_none_of_them(media_dir, tmp_path, monkeypatch):
+    clip = next(path for path in sorted(media_dir.rglob("*.mp4")))
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    scripts = ("ffconcat version 1.0\nfile clip.mp4\n", f"ffconcat version 1.0\nfile {tmp_path}/clip.mp4\n",
+               "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nclip.mp4\n#EXT-X-ENDLIST\n",
+               "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n")  # fmt: skip
+    for script in scripts:
+        with pytest.raises(SampleError) as lost:
+            probe(script.encode(), time_limit=5)
+        assert lost.value.reason == LossReason.NOT_MEDIA, script
+
+
 def test_a_decode_that_takes_too_long_is_typed(media_dir):
     clip = (media_dir / "clips/moviepy/chaplin.mp4").read_bytes()
     for read in (

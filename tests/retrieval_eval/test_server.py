@@ -290,6 +290,15 @@ def test_a_decoder_that_hangs_or_dies_is_replaced(
     assert decoders_of(SMALL) != [decoder]
 
 
+def test_what_decodes_uploads_can_open_nothing(small: tuple[Client, object], collection: Collection) -> None:
+    client, _ = small
+    assert client.upload(collection.corpus.read(2).media).status == 200
+    (decoder,) = decoders_of(SMALL)
+    limits = Path(f"/proc/{decoder}/limits").read_text().splitlines()
+    (files,) = [line.split()[3:5] for line in limits if line.startswith("Max open files")]
+    assert files == ["0", "0"]
+
+
 def decoders_of(limits: Limits) -> list[int]:
     """The processes that decode for a server of these limits."""
     found = []
