@@ -1,6 +1,9 @@
 """What a run needs before its first step: its device, its threads, its tokenizer; and `--check`, which stops there."""
 
+import importlib.util
 import os
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,29 @@ def pick_device(config: PretrainConfig) -> str:
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device
+
+
+def check_compiler(config: PretrainConfig, device: str) -> None:
+    """Raise UserError where the run compiles kernels and there is nothing here to compile them with.
+
+    torch.compile does so for the encoder's blocks, and for DeepSpeed's Muon; on a CPU with a C++ compiler and Python's
+    headers, on a GPU with Triton.
+    """
+    asked = "compile=true"
+    if not config.compile:
+        if config.optim.method != "muon" or config.zero_stage == 0:
+            return
+        asked = f"optim.method=muon with deepspeed={config.deepspeed}"
+    if device == "cuda":
+        missing, cure = [] if importlib.util.find_spec("triton") else ["Triton"], "Install triton"
+    else:
+        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+        headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
+        missing = [name for name, there in (("C++ compiler", compiler), ("Python.h", headers)) if not there]
+        cure = "Install g++ and python3-dev"
+    if missing:
+        without = "leave compile out" if config.compile else "use deepspeed=zero0, whose Muon needs none"
+        raise UserError(f"{asked} compiles, and there is no {' and no '.join(missing)} here.", f"{cure}, or {without}.")
 
 
 def set_threads(config: PretrainConfig) -> None:
@@ -61,6 +87,7 @@ def describe(config: PretrainConfig, ranks: int) -> list[str]:
     from data_pipeline.loader import open_order
 
     check_world(config, ranks)
+    check_compiler(config, pick_device(config))
     RunFolder(config).check()
     order = open_order(config.data, config.seed)
     order.batch(0)

@@ -28,7 +28,7 @@ from pretrain.records import Window, record
 from pretrain.resume import counters, note_losses, resume, save
 from pretrain.run_folder import RunFolder, run_digest
 from pretrain.schedule import warmup_cosine
-from pretrain.setup import find_tokenizer, pick_device, set_threads
+from pretrain.setup import check_compiler, find_tokenizer, pick_device, set_threads
 from pretrain.stopping import Signals, StopRequests, listening, tell_unfinished
 from pretrain.tasks import Task, build_task
 
@@ -46,6 +46,7 @@ def train(config: PretrainConfig, fresh: bool = False, heard: Signals | None = N
             return train(config, fresh, heard)
     config = resolve_length(config)
     device = torch.device(pick_device(config))
+    check_compiler(config, device.type)
     set_threads(config)
     world = distributed.init(device.type)
     check_world(config, world.size)

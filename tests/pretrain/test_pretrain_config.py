@@ -9,6 +9,7 @@ from configs.loader import PACKAGED, load_config, packaged_names, read_tree, to_
 from pretrain.config import PretrainConfig
 from pretrain.config_checks import check_inputs, check_world, micro_batch
 from pretrain.run_folder import RunFolder, run_digest
+from pretrain.setup import check_compiler
 
 VISION = {"depth": 2, "width": 16, "patch_size": 8, "frames": 4, "image_size": 32}
 DATA = {"train": [{"path": "v"}], "batch": 12, "image_size": 32, "frames": {"count": 4}}
@@ -175,3 +176,25 @@ def test_a_run_folder_belongs_to_one_config(tmp_path: Path):
     assert folder.done == {"step": 10}
     folder.clear()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "cure"),
+    [
+        ({"compile": True}, "compile=true", "leave compile out"),
+        ({"optim": {"method": "muon"}, "deepspeed": "zero1"}, "muon with deepspeed=zero1", "deepspeed=zero0"),
+        ({"optim": {"method": "muon"}}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_what_compiles_needs_a_compiler(changes, asked, cure, monkeypatch, tmp_path):
+    config = make(STAGE1, **changes)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if asked is None:
+        check_compiler(config, "cpu")
+        return
+    with pytest.raises(UserError, match=r"there is no C\+\+ compiler") as error:
+        check_compiler(config, "cpu")
+    assert asked in error.value.cause
+    assert cure in error.value.cure
