@@ -52,10 +52,13 @@ class SetSize:
     top: int
     vocabulary: int
     depth: int
+    text_layers: int
 
 
 RERANK = RerankSize()
-ACTIVITYNET = SetSize(clips=4917, patches=1568, longest=150, full_texts=80, top=128, vocabulary=30522, depth=32)
+ACTIVITYNET = SetSize(
+    clips=4917, patches=1568, longest=150, full_texts=80, top=128, vocabulary=30522, depth=32, text_layers=9
+)
 
 
 def rerank_rows(size: RerankSize) -> Iterator[Row]:
@@ -132,7 +135,7 @@ def _rerank_a_set(size: SetSize, folder: Path) -> None:
     generator = np.random.default_rng(3)
     count, store = size.clips, Store(folder / "store", {})
     tokens = _repeated(folder / "tokens", np.float16, (32, size.patches, 576), count, generator)
-    model = _joint(size.depth, size.vocabulary, text_layers=9)
+    model = _joint(size.depth, size.vocabulary, size.text_layers)
     long = _repeated(folder / "states", np.float32, (32, size.longest, 768), count, generator)
     match_clip(tokens, 0, np.arange(size.full_texts), TextStates(long, np.full(count, size.longest)), PairScorer(model))
 

@@ -40,7 +40,7 @@ QUICK = Size(
     queries=20,
     clips=60,
     rerank=RerankSize(clips=2, texts=4, patches=32, repeats=2),
-    memory=SetSize(clips=70, patches=32, longest=20, full_texts=8, top=16, vocabulary=100, depth=1),
+    memory=SetSize(clips=70, patches=32, longest=20, full_texts=8, top=16, vocabulary=100, depth=1, text_layers=0),
     repeats=2,
 )
 
