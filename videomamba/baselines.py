@@ -3,6 +3,7 @@
 Letters: B batch, L length, D channels, N state or patches of a frame, T frames, H heads, E width of a head.
 """
 
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from data_pipeline.batches import Batch
     from data_pipeline.preprocess import VisualPreprocess
+    from pretrain.config import PretrainConfig
     from pretrain.models.joint import JointModel
+    from pretrain.tasks import Task
 
 
 def eager_scan(
@@ -310,3 +314,43 @@ class _WdsDecode:
 
 def _stacked(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
     return torch.stack([frames for frames, _ in samples]), [caption for _, caption in samples]
+
+
+def bare_training(
+    task: "Task", batches: Iterator["Batch"], run: "PretrainConfig", device: torch.device, window: int
+) -> Iterator[tuple[float, float]]:
+    """A training loop of nothing but PyTorch: autocast, backward, clipping, fused AdamW, a cosine rate.
+
+    Of every `window` steps: the seconds a step, and the mean loss. It reads the loss once a window, as a careful author
+    would, and saves nothing.
+    """
+    from pretrain.finite import step_seed
+    from pretrain.schedule import warmup_cosine
+
+    groups: list[dict[str, Any]] = [
+        {name: group[name] for name in ("params", "lr", "weight_decay")} for group in task.parameter_groups()
+    ]
+    optim = run.optim
+    optimizer = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, run.steps, optim.warmup_steps, optim.min_lr / optim.lr)
+    )
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    task.model.train()
+    began, total = time.perf_counter(), torch.zeros((), device=device)
+    for step, batch in enumerate(batches):
+        torch.manual_seed(step_seed(run, step, 0))
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            loss = torch.stack([part.float() for part in task.losses(batch).values()]).sum()
+        loss.backward()
+        if optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
+        optimizer.step()
+        schedule.step()
+        total += loss.detach()
+        if (step + 1) % window == 0:
+            mean = float(total) / window
+            now = time.perf_counter()
+            yield (now - began) / window, mean
+            began, total = time.perf_counter(), torch.zeros((), device=device)

@@ -14,6 +14,7 @@ from videomamba.bench_retrieval import retrieval
 from videomamba.bench_scan import scan
 from videomamba.bench_serve import serve
 from videomamba.bench_teacher import teacher_cache
+from videomamba.bench_trainer import trainer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -33,6 +34,7 @@ app.command("retrieval", epilog="Example: videomamba bench retrieval --json retr
 app.command("plan", epilog="Example: videomamba bench plan --json plan.json")(plan)
 app.command("checkpoint", epilog="Example: videomamba bench checkpoint --model base --folder /scratch")(checkpoint)
 app.command("serve", epilog="Example: videomamba bench serve --json serve.json")(serve)
+app.command("trainer", epilog="Example: videomamba bench trainer --json trainer.json")(trainer)
 app.command("decode", epilog="Example: videomamba bench decode --clip a.mp4 --clip b.webm")(decode)
 app.command(
     "teacher-cache",

@@ -52,14 +52,14 @@ def measure(size: Size) -> Iterator[Row]:
     """Every row, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _make(root / "clips", size.clips, size.frames, size.width, size.height)
+        make_clips(root / "clips", size.clips, size.frames, size.width, size.height)
         yield from _speed(root / "clips", size)
         yield from _resume(root / "clips", size)
-        _make(root / "small", 64, 12, 64, 48)
+        make_clips(root / "small", 64, 12, 64, 48)
         yield _memory(root / "small", size)
 
 
-def _make(folder: Path, clips: int, frames: int, width: int, height: int) -> None:
+def make_clips(folder: Path, clips: int, frames: int, width: int, height: int) -> None:
     """Shards of clips whose pattern drifts under noise, and each clip as a file beside them."""
     from data_pipeline.schema import Sample, content_digest
     from data_pipeline.shards import ShardWriter
