@@ -9,7 +9,8 @@ Rows are `WHAT/BATCHxLENGTHxCHANNELS`; milliseconds are forward and backward tog
     conv               the fused convolution and SiLU of both directions against F.conv1d
     memory             what forward and backward hold at their peak above their inputs, each in a fresh process (Linux)
 
-Before it is measured, everything is checked to give the same result, gradients too.
+Before it is measured, everything is checked to give the same result, gradients too. Ours and the baseline take turns,
+in each of which one runs for a tenth of a second, or once: a model calls its scans one after another too.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEGABYTE = 1e6
+LEAST = 0.1  # seconds that each runs in a turn
 DOUBLING_MOST = 8 * 257 * 384  # elements of u: beyond, doubling takes seconds and gigabytes
 
 
@@ -135,7 +137,7 @@ def _compared(
         error = float((a - b).float().norm() / b.float().norm())
         if not error < (2e-2 if a.element_size() == 2 else 1e-3):
             raise ArithmeticError(f"{name}: ours and {baseline_name} differ by {error:.1e} of a gradient")
-    return row(name, *interleave(ours, baseline, repeats), baseline_name)
+    return row(name, *interleave(ours, baseline, repeats, LEAST), baseline_name)
 
 
 def _against_eager(shape: Shape, repeats: int) -> Iterator[Row]:
@@ -146,7 +148,7 @@ def _against_eager(shape: Shape, repeats: int) -> Iterator[Row]:
         ours, eager = (_training(forward, given.leaves) for forward in (given.ours, given.eager))
         yield _compared(f"{name}/{shape}", ours, eager, "eager", repeats)
     with torch.no_grad():
-        yield row(f"forward/{shape}", *interleave(inputs.ours, inputs.eager, repeats), "eager")
+        yield row(f"forward/{shape}", *interleave(inputs.ours, inputs.eager, repeats, LEAST), "eager")
 
 
 def _against_pytorch(shape: Shape, repeats: int) -> Iterator[Row]:
@@ -215,7 +217,7 @@ def _convolutions(shape: Shape, repeats: int) -> Iterator[Row]:
     with torch.no_grad():
         mine, theirs = ours(), baseline().transpose(2, 3)
         torch.testing.assert_close(mine, torch.stack([theirs[0], theirs[1].flip(1)]), rtol=1e-3, atol=1e-3)
-    times = interleave(_training(ours, [wide_BLE, *filters]), _training(baseline, [wide_BEL, *filters]), repeats)
+    times = interleave(_training(ours, [wide_BLE, *filters]), _training(baseline, [wide_BEL, *filters]), repeats, LEAST)
     yield row(f"conv/{shape}", *times, "conv1d")
 
 

@@ -28,8 +28,14 @@ class Row:
     ratio: float
 
 
-def interleave(ours: Callable[[], object], baseline: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median milliseconds of both, run in turns after one warm-up each; waits for the GPU where one is used."""
+def interleave(
+    ours: Callable[[], object], baseline: Callable[[], object], repeats: int, least: float = 0.0
+) -> tuple[float, float]:
+    """Median milliseconds of both, run in turns after one warm-up each; waits for the GPU where one is used.
+
+    In a turn each runs once, and again until it has run for `least` seconds: what takes milliseconds is then measured
+    as it is in use, call after call, and not as the other left the memory.
+    """
     import torch
 
     def wait() -> None:
@@ -39,12 +45,15 @@ def interleave(ours: Callable[[], object], baseline: Callable[[], object], repea
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for run, kept in zip((ours, baseline), times, strict=True):
-            wait()
-            began = time.perf_counter()
-            run()
-            wait()
+            times_of_turn: list[float] = []
+            while not times_of_turn or (turn and sum(times_of_turn) < least):
+                wait()
+                began = time.perf_counter()
+                run()
+                wait()
+                times_of_turn.append(time.perf_counter() - began)
             if turn:
-                kept.append((time.perf_counter() - began) * 1000)
+                kept += [seconds * 1000 for seconds in times_of_turn]
     return statistics.median(times[0]), statistics.median(times[1])
 
 

@@ -119,9 +119,11 @@ struct ConvSums {
   }
 };
 
-inline Vec silu_gradient(Vec a, Vec grad) {
-  const Vec open = sigmoid(a);
-  return grad * open * at::vec::fmadd(a, Vec(1.f) - open, Vec(1.f));
+// From the gradient of SiLU's output to that of its input.
+template <size_t COUNT>
+C10_ALWAYS_INLINE Pack<COUNT> through_silu(const Pack<COUNT>& input, const Pack<COUNT>& grad) {
+  const auto slope = [](Vec a, Vec open) { return open * at::vec::fmadd(a, Vec(1.f) - open, Vec(1.f)); };
+  return each([&](Vec g, Vec a, Vec open) { return g * slope(a, open); }, grad, input, sigmoid(input));
 }
 
 template <bool AHEAD, bool BACK, typename T>
@@ -131,19 +133,20 @@ void conv_backward_block(const ConvInput<T>& in, const ConvGradient<T>& grad, in
   const int64_t lanes = in.blocks.lanes(block), d = block * WIDTH;
   Window x = no_rows();
   ConvSums sums_ahead, sums_back;
-  const auto before_activation = [&](const Rows<const T>& grad_y, int64_t t, const Taps& taps) {
+  const auto read = [&](const Rows<const T>& grad_y, int64_t t) {
     grad_y.prefetch(b, t + ROWS_AHEAD, d);
-    const Vec g = load(grad_y.at(b, t, d), lanes);
-    return in.silu ? silu_gradient(taps.over(x), g) : g;
+    return load(grad_y.at(b, t, d), lanes);
   };
   for (int64_t step = 0; step < in.length + REACH; ++step) {
     const int64_t t = step - REACH;
     const bool inside = step < in.length;
     in.x.prefetch(b, step + ROWS_AHEAD, d);
     push(x, inside ? load(in.x.at(b, step, d), lanes) : Vec(0.f));
-    if constexpr (AHEAD) sums_ahead.add(x, inside ? before_activation(grad.ahead.y, step, ahead) : Vec(0.f));
+    Pack<2> g{AHEAD && inside ? read(grad.ahead.y, step) : Vec(0.f), BACK && t >= 0 ? read(grad.back.y, t) : Vec(0.f)};
+    if (in.silu) g = through_silu(Pack<2>{ahead.over(x), back.over(x)}, g);
+    if constexpr (AHEAD) sums_ahead.add(x, g[0]);
     if (t < 0) continue;
-    if constexpr (BACK) sums_back.add(x, before_activation(grad.back.y, t, back));
+    if constexpr (BACK) sums_back.add(x, g[1]);
     Vec grad_x(0.f);
     if constexpr (AHEAD) grad_x = ahead.onto(sums_ahead.recent);
     if constexpr (BACK) grad_x = grad_x + back.onto(sums_back.recent);

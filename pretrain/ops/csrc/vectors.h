@@ -118,41 +118,73 @@ C10_ALWAYS_INLINE Pack<COUNT> polynomial(const std::array<float, TERMS>& c, cons
   return p;
 }
 
+template <size_t TERMS>
+C10_ALWAYS_INLINE Vec polynomial(const std::array<float, TERMS>& c, Vec x) {
+  Vec p(c[0]);
+  unroll<TERMS - 1>([&](auto i) C10_ALWAYS_INLINE_ATTRIBUTE { p = at::vec::fmadd(p, x, Vec(c[i + 1])); });
+  return p;
+}
+
 // 2^r on [-1/2, 1/2], relative error below 1e-7, and below 3e-9 near r = 0: decays close to 1 carry a state furthest.
 constexpr std::array EXP2_FRACTION{0.00132647323f, 0.00967151444f, 0.0555073375f, 0.240222421f, 0.693146978f, 1.f};
+
+// x less the nearest integer, 0 at the infinities; and p times 2 to that integer.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int NEAREST = 0x8;  // raising no exception
+
+C10_ALWAYS_INLINE Vec fraction(Vec x) {
+  return _mm512_reduce_ps(x, NEAREST);
+}
+
+C10_ALWAYS_INLINE Vec times_exp2(Vec p, Vec x) {
+  return _mm512_scalef_ps(p, _mm512_roundscale_ps(x, NEAREST));
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+C10_ALWAYS_INLINE Vec within_floats(Vec x) {
+  return _mm256_min_ps(_mm256_set1_ps(128.f), _mm256_max_ps(_mm256_set1_ps(-127.f), x));
+}
+
+C10_ALWAYS_INLINE Vec nearest(Vec x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+C10_ALWAYS_INLINE Vec fraction(Vec x) {
+  return within_floats(x) - nearest(within_floats(x));
+}
+
+C10_ALWAYS_INLINE Vec times_exp2(Vec p, Vec x) {
+  // The integer as an exponent field: 0 gives zero, 255 infinity; a NaN stays in p.
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(nearest(within_floats(x))), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+#else
+C10_ALWAYS_INLINE Vec fraction(Vec x) {
+  return x;
+}
+
+C10_ALWAYS_INLINE Vec times_exp2(Vec, Vec x) {
+  return x.exp2();  // the whole of it
+}
+#endif
 
 // 2^x, at the infinities as well.
 template <size_t COUNT>
 C10_ALWAYS_INLINE Pack<COUNT> exp2(const Pack<COUNT>& x) {
-#if defined(CPU_CAPABILITY_AVX512)
-  constexpr int NEAREST = 0x8;  // to the nearest integer, raising no exception
-  const auto p = polynomial(EXP2_FRACTION, each([](Vec v) { return Vec(_mm512_reduce_ps(v, NEAREST)); }, x));
-  return each([](Vec p, Vec v) { return Vec(_mm512_scalef_ps(p, _mm512_roundscale_ps(v, NEAREST))); }, p, x);
-#elif defined(CPU_CAPABILITY_AVX2)
-  const auto clamp = [](Vec v) {
-    return Vec(_mm256_min_ps(_mm256_set1_ps(128.f), _mm256_max_ps(_mm256_set1_ps(-127.f), v)));
-  };
-  const auto nearest = [](Vec v) { return Vec(_mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); };
-  const auto scale = [](Vec p, Vec whole) {  // by 2^whole as an exponent field: 0 is zero, 255 infinity; NaN stays in p
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return Vec(_mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))));
-  };
-  const auto clamped = each(clamp, x), whole = each(nearest, clamped);
-  const auto p = polynomial(EXP2_FRACTION, each([](Vec v, Vec n) { return v - n; }, clamped, whole));
-  return each(scale, p, whole);
-#else
-  return each([](Vec v) { return v.exp2(); }, x);
-#endif
+  return each(times_exp2, polynomial(EXP2_FRACTION, each(fraction, x)), x);
+}
+
+C10_ALWAYS_INLINE Vec exp2(Vec x) {
+  return times_exp2(polynomial(EXP2_FRACTION, fraction(x)), x);
 }
 
 // 2^x for finite x; NaN at the infinities. The scan takes one for every channel, state and position: it is what the
 // time goes into, and the subtraction costs half of what `reduce` does.
 C10_ALWAYS_INLINE Vec exp2_finite(Vec x) {
 #if defined(CPU_CAPABILITY_AVX512)
-  const __m512 nearest = _mm512_roundscale_ps(x, 0x8);
-  return _mm512_scalef_ps(polynomial(EXP2_FRACTION, Pack<1>{_mm512_sub_ps(x, nearest)})[0], nearest);
+  const __m512 nearest = _mm512_roundscale_ps(x, NEAREST);
+  return _mm512_scalef_ps(polynomial(EXP2_FRACTION, Vec(_mm512_sub_ps(x, nearest))), nearest);
 #else
-  return exp2(Pack<1>{x})[0];
+  return exp2(x);
 #endif
 }
 
@@ -181,8 +213,9 @@ C10_ALWAYS_INLINE Pack<COUNT> sigmoid(const Pack<COUNT>& x) {
   return each([](Vec v) { return inverse(Vec(1.f) + v); }, e);
 }
 
+// Of one vector by itself, which waits less for a division than for Newton's step.
 inline Vec sigmoid(Vec x) {
-  return sigmoid(Pack<1>{x})[0];
+  return Vec(1.f) / (Vec(1.f) + exp2(x * Vec(-LOG2_E)));
 }
 
 // log(1 + e) / e on [0, 1], relative error below 2e-7.
