@@ -3,8 +3,8 @@
     python -P tests/pretrain/zygote.py
 
 reads a JSON object a line: `config` (a YAML file), `ranks`, `keys` (a folder: each rank notes there what it is fed),
-perhaps `full` (a rank whose files may not grow beyond 50 kB), and perhaps when to `kill -9` all ranks: `after` so many
-seconds, or as soon as the path `when` exists.
+perhaps `full` (a rank whose files may not grow beyond 50 kB), and perhaps when to `kill -9` all ranks: as soon as the
+path `when` exists, or `after` so many seconds, counted from when rank 0 was `fed` so many batches in this life.
 It answers with the ranks' exit codes (-9: killed) and what they said, in a line of JSON.
 """
 
@@ -32,17 +32,16 @@ def rank(number: int, ranks: int, port: int, order: dict) -> int:
     if order.get("full") == number:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    if "keys" in order:
-        notes = Path(order["keys"]) / f"{number}.jsonl"
+    notes = Path(order["keys"]) / f"{number}.jsonl"
 
-        class Noted(trainer.TrainLoader):
-            def __iter__(self):
-                for batch in super().__iter__():
-                    with notes.open("a") as file:
-                        file.write(json.dumps([ranks, batch.step, batch.keys]) + "\n")
-                    yield batch
+    class Noted(trainer.TrainLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                with notes.open("a") as file:
+                    file.write(json.dumps([ranks, batch.step, batch.keys]) + "\n")
+                yield batch
 
-        trainer.TrainLoader = Noted
+    trainer.TrainLoader = Noted
     try:
         return trainer.train(load_config(order["config"], PretrainConfig, []))
     except UserError as error:
@@ -78,18 +77,27 @@ def live(order: dict) -> dict:
 
 def wait(children: list[int], order: dict) -> list[int]:
     """The children's exit codes; where one fails, or their time has come, the rest is killed."""
-    began, codes = time.monotonic(), {}
+    codes, fed = {}, None
+    notes = Path(order["keys"]) / "0.jsonl"
+    before = lines(notes)
     while len(codes) < len(children):
         for child in set(children) - codes.keys():
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        came = "after" in order and time.monotonic() - began > order["after"]
+        if fed is None and lines(notes) - before >= order.get("fed", 0):
+            fed = time.monotonic()
+        came = "after" in order and fed is not None and time.monotonic() - fed > order["after"]
         if came or ("when" in order and Path(order["when"]).exists()) or any(codes.values()):
             for child in set(children) - codes.keys():
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
     return [codes[child] for child in children]
+
+
+def lines(path: Path) -> int:
+    """How many whole lines a file has."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def main() -> None:
