@@ -28,6 +28,7 @@ Overrides = Annotated[
     "pretrain", epilog="Example: videomamba pretrain demo/stage1 out=runs/stage1 data.train.0.path=shards --ranks 2"
 )
 def pretrain(
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)] = 1,
@@ -52,6 +53,10 @@ def pretrain(
     if check:
         _check(run, max(ranks, world.size))
         return
+    joined = context.find_root().obj  # what the whole command was started with (videomamba/joined.py)
+    if run.evaluate is not None and joined is not None and world.first:
+        for line in joined.evaluation_lines(run):
+            typer.echo(line, err=True)
     folder = RunFolder(run)
     if world.first:
         forget_unfinished()
@@ -67,7 +72,7 @@ def pretrain(
     with listening() as heard:  # before torch is imported, which takes seconds
         from pretrain.trainer import train
 
-        code = train(run, fresh and world.size > 1, heard)
+        code = train(run, fresh and world.size > 1, heard, None if joined is None else joined.evaluator)
     raise typer.Exit(code)
 
 

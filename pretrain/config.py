@@ -99,11 +99,33 @@ class LossConfig(Frozen):
     mlm: MlmConfig = MlmConfig()
 
 
+class WandbConfig(Frozen):
+    """Weights & Biases: `name` null takes the run folder's; `offline` keeps all in the run folder for `wandb sync`."""
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
 class LogConfig(Frozen):
-    """A line every so many steps, in log.jsonl always and in tensorboard/ if asked."""
+    """A line every so many steps, in log.jsonl always and in tensorboard/ and wandb if asked."""
 
     every_steps: int = Field(10, ge=1)
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
+
+
+class EvaluateConfig(Frozen):
+    """Zero-shot retrieval while training, every so many steps, by the dual encoder.
+
+    `config` is a retrieval config, as `videomamba eval` takes it (a file, or a packaged name), and `overrides` are
+    assignments over it, such as data.path=shards/test. Its checkpoint and out are not asked: they are the run's.
+    """
+
+    every_steps: int = Field(ge=1)
+    config: str
+    overrides: tuple[str, ...] = ()
 
 
 class PretrainConfig(Frozen):
@@ -149,6 +171,7 @@ class PretrainConfig(Frozen):
     threads: int | None = Field(None, ge=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    evaluate: EvaluateConfig | None = None
 
     @property
     def zero_stage(self) -> int:
@@ -227,6 +250,20 @@ class PretrainConfig(Frozen):
             raise ValueError(
                 "losses.matching and losses.mlm read the fusion layers, and text.fusion_layers is 0. "
                 "Give text.fusion_layers, or set both weights to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_can_be_made(self) -> Self:
+        if self.evaluate is not None and self.task == "stage1":
+            raise ValueError(
+                "evaluate asks for retrieval by text, and stage1 has no text tower. "
+                "Leave evaluate out (null), and give it to stage2."
+            )
+        if self.evaluate is not None and self.zero_stage == 3:
+            raise ValueError(
+                "evaluate needs whole weights on every rank, and deepspeed=zero3 spreads them. "
+                "Use deepspeed=zero2, or evaluate=null and `videomamba eval` on the checkpoints."
             )
         return self
 

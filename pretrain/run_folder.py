@@ -19,10 +19,22 @@ from configs.files import disk_errors, write_whole
 from configs.loader import digest, read_tree, to_yaml
 from pretrain.config import PretrainConfig
 
-OURS = ("config.yaml", "done.json", "log.jsonl", "lost.csv", "tensorboard", "checkpoints", "tokenizer", "stop")
+OURS = (
+    "config.yaml",
+    "done.json",
+    "log.jsonl",
+    "lost.csv",
+    "tensorboard",
+    "wandb",
+    "wandb_id",
+    "checkpoints",
+    "tokenizer",
+    "stop",
+)
 
 FREE = (
     "out", "device", "threads", "micro_batch", "deepspeed", "nonfinite", "max_skips", "log", "checkpoint",
+    "evaluate",
     "data.workers", "data.prefetch", "data.max_bad_fraction", "data.decode_timeout",
     "data.remote",
 )  # fmt: skip

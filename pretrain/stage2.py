@@ -81,6 +81,7 @@ class Stage2:
         self.metrics: dict[str, Tensor] = {}
         ids = self.tokenizer.get_vocab()
         self.mask_id, self.keep_ids = ids["[MASK]"], [ids["[PAD]"], ids["[CLS]"]]
+        self.words: int | None = None
         self.pools_all = bool(self.rules.matching.weight) and self.rules.matching.negatives == "global"
 
     def parameter_groups(self) -> list[Group]:
@@ -156,6 +157,7 @@ class Stage2:
         if self.pools_all and world_size() > 1:
             width = int(all_reduce_max(torch.tensor(ids_BL.shape[1], device=self.device)))
             ids_BL, words_BL = tokenize(self.tokenizer, cleaned, rule.max_tokens, length=width)
+        self.words = ids_BL.shape[1]
         ids_BL, words_BL = ids_BL.to(self.device), words_BL.to(self.device)
         masked_BL, label_BL = mask_words(
             ids_BL,

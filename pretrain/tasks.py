@@ -34,6 +34,9 @@ class Task(Protocol):
     preprocess: Preprocess
     tokenizer_folder: Path | None
     metrics: dict[str, Tensor]
+    see: Sight
+    words: int | None
+    """Tokens that the captions of the last batch were padded to; None without text."""
 
     def survey(self, pieces: Sequence[Batch]) -> Sequence[Any]:
         """What each micro-batch has to know of the others, for `losses`; asked where there are several."""
@@ -83,6 +86,7 @@ class Stage1:
         self.preprocess = Preprocess(visual=self.see.visual)
         self.tokenizer_folder: Path | None = None
         self.metrics: dict[str, Tensor] = {}
+        self.words: int | None = None
 
     def parameter_groups(self) -> list[Group]:
         """By the rules of groups.py."""

@@ -19,7 +19,9 @@ from pretrain import distributed
 from pretrain.checkpoint import Saver
 from pretrain.config import PretrainConfig
 from pretrain.config_checks import check_world
+from pretrain.cost.meter import Meter
 from pretrain.engine import Engine
+from pretrain.evaluation import Evaluation, Factory
 from pretrain.finite import Guard, share, step_seed
 from pretrain.launch import World
 from pretrain.length import resolve_length
@@ -35,15 +37,18 @@ from pretrain.tasks import Task, build_task
 log = logging.getLogger(__name__)
 
 
-def train(config: PretrainConfig, fresh: bool = False, heard: Signals | None = None) -> int:
+def train(
+    config: PretrainConfig, fresh: bool = False, heard: Signals | None = None, evaluator: Factory | None = None
+) -> int:
     """Run `config` to its end, from where its folder says, or until it is asked to stop (stopping.py).
 
     Returns the exit code: 0, or 130 after a Ctrl-C. Every rank calls this. `heard` are signals that the caller has
-    been listening to. Raises UserError for what a user can mend, on every rank alike where one rank finds it.
+    been listening to; `evaluator` makes what `config.evaluate` asks for (evaluation.py). Raises UserError for what a
+    user can mend, on every rank alike where one rank finds it.
     """
     if heard is None:
         with listening() as heard:
-            return train(config, fresh, heard)
+            return train(config, fresh, heard, evaluator)
     config = resolve_length(config)
     device = torch.device(pick_device(config))
     check_compiler(config, device.type)
@@ -51,12 +56,21 @@ def train(config: PretrainConfig, fresh: bool = False, heard: Signals | None = N
     world = distributed.init(device.type)
     check_world(config, world.size)
     with RunFolder(config) as folder:
-        return _run(config, device, world, folder, heard) if _open(folder, fresh) else 0
+        return _run(config, device, world, folder, heard, evaluator) if _open(folder, fresh) else 0
 
 
-def _run(config: PretrainConfig, device: torch.device, world: World, folder: RunFolder, heard: Signals) -> int:
+def _run(
+    config: PretrainConfig,
+    device: torch.device,
+    world: World,
+    folder: RunFolder,
+    heard: Signals,
+    evaluator: Factory | None,
+) -> int:
     """Build everything, take the steps that are left, and say how it ended as an exit code."""
     task = build_task(config, device, find_tokenizer(config, folder))
+    requests = StopRequests(heard, folder.path, world.first)
+    evaluation = Evaluation(config, task, evaluator, requests, device)
     engine = Engine(config, task, world.size)
     step, counted = resume(engine, folder)
     loader = TrainLoader(
@@ -67,13 +81,16 @@ def _run(config: PretrainConfig, device: torch.device, world: World, folder: Run
     lost = LostCsv(folder.path / "lost.csv")
     if world.first:
         lost.start(step)
-    title = f"{config.task} {folder.path.name}"
-    requests = StopRequests(heard, folder.path, world.first)
+    meter = Meter(config, task.see, device)
+    if world.first:
+        meter.announce()
     with (
-        MetricsLog(folder.path, step, config.steps, title, config.log.tensorboard, world.first) as metrics,
+        MetricsLog(folder.path, step, config, world.first) as metrics,
         Saver(folder.path, config.checkpoint) as saver,
     ):
-        step, interrupted = _loop(config, task, engine, loader, world, metrics, lost, saver, requests, step)
+        step, interrupted = _loop(
+            config, task, engine, loader, world, meter, metrics, lost, saver, evaluation, requests, step
+        )
     if world.first:
         requests.obeyed()
     if step < config.steps:
@@ -93,9 +110,11 @@ def _loop(
     engine: Engine,
     loader: TrainLoader,
     world: World,
+    meter: Meter,
     metrics: MetricsLog,
     lost: LostCsv,
     saver: Saver,
+    evaluation: Evaluation,
     requests: StopRequests,
     step: int,
 ) -> tuple[int, bool]:
@@ -132,17 +151,23 @@ def _loop(
         step += 1
         interrupted = said.pop("interrupt") > 0
         stopping = said.pop("stop") > 0 or interrupted
-        lost_here, seen = int(said.pop("lost_here")), int(said.pop("seen"))
+        lost_here, lost_all, seen = (int(said.pop(name)) for name in ("lost_here", "lost", "seen"))
         if lost_here:  # the same number on every rank, so all of them gather, or none
             note_losses(lost, step - 1, batch, world)
         with saver.before_refusing():
-            check_bad_fraction(int(said.pop("lost")), seen, config.data.max_bad_fraction)
-        window.add(said, len(batch) * world.size, said.pop("waited") / world.size, taken)
+            check_bad_fraction(lost_all, seen, config.data.max_bad_fraction)
+        clips, waited = len(batch) * world.size, said.pop("waited") / world.size
+        window.add(said, clips, waited, meter.flops(batch.kind, clips, task.words), taken)
+        window.reached(seen, lost_all)
         metrics.advance(step)
         if step % config.log.every_steps == 0 or step == config.steps or stopping:
-            line = record(step, window, rates, task, config, world)
-            metrics.write(line)
+            metrics.write(told_now := record(step, window, rates, task, config, world, meter.peak.flops))
+            line |= told_now
             window = Window()
+        if evaluation.due(step) and not stopping and (found := evaluation.line(step, seen)) is not None:
+            line |= found
+            metrics.write(found)
+            window.pause(found["seconds"])
         saver.edge(saving)
         if stopping:
             saver.hurry()

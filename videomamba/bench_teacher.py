@@ -37,7 +37,8 @@ def measure(run: "PretrainConfig", repeats: int) -> Iterator[Row]:
     set_threads(run)
     asked = run.model_copy(update={"teacher": run.teacher.model_copy(update={"cache": None})})
     task = build_task(asked, device, Path(run.tokenizer) if run.tokenizer else None)
-    see = task.see  # type: ignore[attr-defined]
+    see = task.see
+    assert see.teacher is not None  # the run has one
     whole = next(iter(TrainLoader(run.data, run.seed, steps=1)))
     batch = whole.part(0, run.micro_batch or len(whole))
     live = see.teacher(batch.frames.to(device))

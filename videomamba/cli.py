@@ -8,6 +8,7 @@ import typer
 
 from videomamba import __version__
 from videomamba.errors import end_rank
+from videomamba.joined import Joined
 from videomamba.lazy import Entry, LazyGroup
 
 COMMANDS = {
@@ -78,7 +79,7 @@ def main() -> None:
         os.environ[DEBUG] = "1"  # ranks and steps that this process starts inherit it
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        app(arguments, prog_name="videomamba")
+        app(arguments, prog_name="videomamba", obj=Joined())
     except BaseException as end:
         end_rank(end)
         raise

@@ -6,12 +6,7 @@ tokens with cls, D width, E inner width, S states, R rank of the time step, L wo
 words attend to.
 """
 
-from typing import TYPE_CHECKING
-
 from pretrain.models.config import STEM_STRIDE, TextConfig, VisionConfig
-
-if TYPE_CHECKING:
-    from pretrain.models.towers import Tower
 
 SCAN_FORWARD, SCAN_BACKWARD = 7, 15
 """Operations on every state of every position and channel, an exponential counting as one.
@@ -93,32 +88,3 @@ def orthogonalise(rows: int, columns: int, iterations: int = 5) -> float:
     """Muon's Newton-Schulz iterations on one matrix (optim.py)."""
     short, long = sorted((rows, columns))
     return iterations * (2 * product(short, long, short) + product(short, short, short))
-
-
-def tower(found: "Tower", frames: float, layers: int) -> float:
-    """A teacher's visual tower over so many frames, its projection and the cls attention of its last block.
-
-    What pools a map or its tokens by other means is counted as it runs, on one frame, and its tokens' projection after.
-    """
-    tokens = found.grid[0] * found.grid[1] + 1
-    if found.pooled:
-        return frames * (_counted(found) + layers * product(tokens, found.width, found.width))
-    matrices = sum(p.numel() for block in found.blocks for p in block.parameters() if p.dim() == 2)
-    width = next(p.numel() for p in found.blocks[0].parameters() if p.dim() == 1)  # the first norm's
-    kernel = sum(p.numel() for p in found.module.parameters() if p.dim() == 4)
-    attention = len(found.blocks) * 2 * product(tokens, width, tokens)
-    cls_row = product(tokens, width, width) + product(1, width, tokens)
-    ends = 2.0 * kernel * (tokens - 1) + layers * product(tokens, width, found.width) + cls_row
-    each: float = 2.0 * matrices * tokens + attention + ends
-    return frames * each
-
-
-def _counted(found: "Tower") -> float:
-    """What torch counts of the tower on one frame of zeros."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    weight = next(found.module.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        found.module(weight.new_zeros(1, 3, *found.size))
-    return float(counter.get_total_flops())

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import pretrain.ops  # noqa: F401  (registers the operators)
 from pretrain.cost import arithmetic
+from pretrain.models.teacher import ClipTeacher
 
 Size = Sequence[int]
 
@@ -86,6 +87,13 @@ def counted_flops(run: Callable[[], object]) -> dict[str, float]:
     with FlopCounterMode(display=False, custom_mapping=_counts()) as counter:
         run()
     return {str(name): float(count) for name, count in counter.get_flop_counts()["Global"].items()}
+
+
+def frame_flops(teacher: ClipTeacher) -> float:
+    """What a teacher computes for a frame, whatever its make: torch's count over the frames of one tubelet."""
+    place = next(teacher.visual.parameters())
+    frames = torch.zeros(1, teacher.tubelet, 3, *teacher.tower.size, device=place.device, dtype=place.dtype)
+    return sum(counted_flops(lambda: teacher.features(frames)).values()) / teacher.tubelet
 
 
 @dataclass(frozen=True)

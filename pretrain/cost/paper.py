@@ -129,7 +129,8 @@ class PaperStage2(Stage2):
 
     def __init__(self, config: PretrainConfig, teacher: ClipTeacher | None, words: int) -> None:
         assert config.text is not None  # the config's rules
-        self.config, self.device, self.rules, self.words = config, CPU, config.losses, words
+        self.config, self.device, self.rules = config, CPU, config.losses
+        self.length, self.words = words, words
         self.see = PaperSight(config, teacher)
         text = config.text.model_copy(update={"init": None})
         with torch.device("meta"):
@@ -141,7 +142,7 @@ class PaperStage2(Stage2):
     def losses(self, batch: Batch, known: Known | None = None) -> dict[str, Tensor]:
         """As the run's own, with captions that need no tokenizer."""
         if known is None:
-            words_BL = torch.ones(len(batch), self.words, dtype=torch.int64)
+            words_BL = torch.ones(len(batch), self.length, dtype=torch.int64)
             text = Text(words_BL.clone(), words_BL, words_BL.clone(), words_BL.clone())
             shown = self.see.show(batch.frames, batch.seeds, batch)
             known = Known(text, shown, torch.ones(()), torch.ones(()), 1)
@@ -151,7 +152,7 @@ class PaperStage2(Stage2):
         """As the run's own, for as many hidden words as are expected: which ones depends on the data."""
         every = slice(None, None, self.rules.mlm.every)
         texts = len(text.masked_BL[every])
-        hidden = max(1, round(texts * (self.words - 1) * self.rules.mlm.probability))
+        hidden = max(1, round(texts * (self.length - 1) * self.rules.mlm.probability))
         at: Any = (torch.zeros(hidden, dtype=torch.int64),) * 2
         logits = self.joint.mlm_logits(text.masked_BL[every], text.words_BL[every], patches_BVD[every], at)
         total, _ = mlm_loss(logits, text.label_BL[every][at])

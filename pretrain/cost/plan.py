@@ -17,8 +17,9 @@ from pretrain.config import PretrainConfig
 from pretrain.config_checks import check_world, micro_batch
 from pretrain.cost.devices import Device
 from pretrain.cost.dry_run import DryRun, dry_run
+from pretrain.cost.measure import frame_flops
 from pretrain.cost.memory import Memory, memory, network_bytes
-from pretrain.cost.paper import paper_task, teacher_on_paper
+from pretrain.cost.paper import fake_tensors, fill_with_fakes, paper_task, teacher_on_paper
 from pretrain.cost.step import Part, muon_flops, step_flops
 
 ROOM = 0.95
@@ -126,11 +127,15 @@ def make_plan(config: PretrainConfig, asked: Asked) -> Plan:
 def flops_of(config: PretrainConfig, kind: Kind, words: int, ranks: int) -> list[Part]:
     """The FLOPs of a step of a kind, of all ranks together."""
     teacher = teacher_on_paper(config)
-    tower = None if teacher is None or _cached(config) else teacher.tower
+    frame = 0.0
+    if teacher is not None and not _cached(config):
+        with fake_tensors(gpu=False):
+            fill_with_fakes(teacher.visual)
+            frame = frame_flops(teacher)
     align = teacher.width if teacher is not None and config.losses.alignment.weight else 0
     built = config.vision.model_copy(update={"align_width": align})
     in_parts = cut(config, kind, ranks)[1] > 1
-    found = step_flops(config, built, kind, config.data.batch_of(kind), words, tower, in_parts)
+    found = step_flops(config, built, kind, config.data.batch_of(kind), words, frame, in_parts)
     shapes = muon_shapes(config, words)
     return [*found, muon_flops(shapes)] if shapes else found
 

@@ -7,15 +7,11 @@ batch in micro-batches, and Muon's products.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from data_pipeline.schema import Kind
 from pretrain.config import PretrainConfig
 from pretrain.cost import arithmetic
 from pretrain.models.config import TextConfig, VisionConfig
-
-if TYPE_CHECKING:
-    from pretrain.models.towers import Tower
 
 
 @dataclass(frozen=True)
@@ -61,23 +57,24 @@ def step_flops(
     kind: Kind,
     clips: int,
     words: float | None = None,
-    tower: "Tower | None" = None,
+    teacher_frame: float = 0.0,
     in_parts: bool = False,
 ) -> list[Part]:
     """The parts of a step over `clips` samples of a kind, on all ranks together if `clips` is the global batch.
 
     `vision` is the encoder as it is built (its `align_width` is the teacher's). `words` is how many tokens a caption
-    is padded to (None: as many as the config reads). `tower` is the teacher's, None where there is none or its
-    features are cached. `in_parts` says that a rank takes its batch in micro-batches.
+    is padded to (None: as many as the config reads). `teacher_frame` is what the teacher computes for a frame
+    (measure.frame_flops), 0 where there is none or its features are cached. `in_parts` says that a rank takes its
+    batch in micro-batches.
     """
     tokens = tokens_of(config, kind)
     surveyed = in_parts and config.task == "stage2" and _compares_all(config)
     found = _student(vision, clips, tokens, surveyed)
     if config.text is not None:
         found += _text(config, config.text, vision, clips, tokens, words or config.text.max_tokens, surveyed)
-    if tower is not None and config.teacher is not None:
+    if teacher_frame and config.teacher is not None:
         frames = 1 if kind == "image" else config.vision.frames // config.teacher.frame_stride
-        found.append(Part("teacher", arithmetic.tower(tower, clips * frames, config.teacher.layers), 0.0))
+        found.append(Part("teacher", clips * frames * teacher_frame, 0.0))
     return found
 
 

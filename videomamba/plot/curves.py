@@ -31,7 +31,7 @@ NOISY = ("loss", "grad_norm", "clips_per_s", "step_s", "data_wait", "mfu")
 FIRST = ("loss", "losses/", "metrics/", "eval", "lr", "grad_norm", "clips_per_s", "data_wait", "mfu")
 """The order of panels: by the first of these that a name begins with, all others last and in the log's order."""
 
-LEFT_OUT = ("time", "eta_s", "start", "clips_per_s_device")
+LEFT_OUT = ("time", "eta_s", "start", "clips_per_s_device", "samples", "seconds")
 LR_GROUPS = 4  # more groups than these are drawn as the highest and the lowest rate
 
 
