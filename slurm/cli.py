@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from configs.errors import ConfigError, UserError
-from configs.loader import find_config, read_tree
+from configs.loader import find_config, read_tree, validate
 from slurm.cluster import ClusterProfile, load_cluster
 from slurm.job import Job, Resources, absolute, videomamba_command
 from slurm.pipeline.config import is_pipeline, load_pipeline
@@ -54,7 +54,8 @@ def submit_config(
         _submit_pipeline(ctx, config, overrides or [], load_cluster(cluster), tuple(after or []), dry_run)
         return
     profile, (least, most) = load_cluster(cluster), _node_range(nodes)
-    asked = Resources(nodes=most, min_nodes=least, tasks_per_node=gpus, time=time)
+    wanted = {"nodes": most, "min_nodes": least, "tasks_per_node": gpus, "time": time}
+    asked = validate(wanted, Resources, "what is asked for")
     pretrain = ("pretrain", str(find_config(config)), *(overrides or []))
     resolved = _videomamba(*pretrain, "--print-config")
     run = absolute(yaml.safe_load(resolved)["out"])

@@ -240,7 +240,7 @@ def test_leaving_the_loop_ends_the_workers_and_signals_do_not(clip_corpus):
     workers = [child for child in multiprocessing.active_children() if child.is_alive()]
     assert len(workers) == 2
     for worker in workers:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(worker.pid, number)
     for _ in range(10):
         next(taken)

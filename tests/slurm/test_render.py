@@ -212,3 +212,25 @@ def test_a_site_builds_on_a_shipped_profile(tmp_path):
     assert load_cluster(str(tmp_path / "site.yaml")).partition == "mine"
     with pytest.raises(ConfigError, match=r"no cluster 'plane'.*plain"):
         load_cluster("plane")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nodes", "2"], "No cluster is named"),
+        (["--cluster", "plane"], "There is no cluster 'plane'"),
+        (["--cluster", "plain", "--nodes", "4-2"], "--nodes is '4-2'"),
+        (["--cluster", "plain", "--time", "4h"], "'4h' is no time limit"),
+    ],
+)
+def test_a_wrong_submission_is_refused_in_words(videomamba, arguments, said):
+    done = videomamba("submit", "demo/stage1", *arguments, VIDEOMAMBA_CLUSTER="")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_was_never_submitted_has_no_status(videomamba, tmp_path):
+    for command in ("status", "cancel"):
+        done = videomamba(command, str(tmp_path))
+        assert (done.returncode, "was not submitted" in done.stderr) == (2, True)
