@@ -4,7 +4,7 @@ Letters: B batch, L length, D channels, N state or patches of a frame, T frames,
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -354,3 +354,24 @@ def bare_training(
             now = time.perf_counter()
             yield (now - began) / window, mean
             began, total = time.perf_counter(), torch.zeros((), device=device)
+
+
+def bare_step(task: Any, batch: Any, lr: float, clip_norm: float) -> Callable[[], float]:
+    """A step of the training loop that one would write without a trainer: bf16 autocast, backward, clip, fused AdamW.
+
+    The same losses and parameter groups as ours; the loss is read once a step, to be shown.
+    """
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in task.parameter_groups()]
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.stack([loss.float() for loss in task.losses(batch).values()]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step

@@ -31,6 +31,7 @@ app.command("scan", epilog="Example: videomamba bench scan --json scan.json")(sc
 app.command("encoder", epilog="Example: videomamba bench encoder --json encoder.json --plot encoder.html")(encoder)
 app.command("loader", epilog="Example: videomamba bench loader --json loader.json")(loader)
 app.command("retrieval", epilog="Example: videomamba bench retrieval --json retrieval.json")(retrieval)
+app.command("trainer", epilog="Example: videomamba bench trainer --json trainer.json")(trainer)
 app.command("plan", epilog="Example: videomamba bench plan --json plan.json")(plan)
 app.command("checkpoint", epilog="Example: videomamba bench checkpoint --model base --folder /scratch")(checkpoint)
 app.command("serve", epilog="Example: videomamba bench serve --json serve.json")(serve)

@@ -135,12 +135,13 @@ def measure() -> Iterator[Row]:
 def compare(shape: Shape) -> Compared:
     """Plan and take a step of a shape, in this process."""
     with TemporaryDirectory() as folder:
-        config = _config(shape, Path(folder))
+        config = build_config(shape, Path(folder))
         (flops, memory), (counted, allocated) = _planned(config), _taken(config, shape, Path(folder))
         return Compared(flops, counted, memory, allocated)
 
 
-def _config(shape: Shape, folder: Path) -> "PretrainConfig":
+def build_config(shape: Shape, folder: Path) -> "PretrainConfig":
+    """The run of a shape, its teacher written into `folder`."""
     from pretrain.config import PretrainConfig
 
     clips = {"image_size": shape.side, "frames": shape.frames}
@@ -214,7 +215,7 @@ def _taken(config: "PretrainConfig", shape: Shape, folder: Path) -> tuple[float,
 
     def build_and_step() -> None:
         task = build_task(config, torch.device("cpu"), folder / "tokenizer")
-        held.extend((engine.Engine(config, task, 1), _batch(config, shape)))
+        held.extend((engine.Engine(config, task, 1), make_batch(config, shape)))
         step()
         step()
 
@@ -229,7 +230,7 @@ def _taken(config: "PretrainConfig", shape: Shape, folder: Path) -> tuple[float,
     return sum(counted_flops(step).values()), float(peak)
 
 
-def _batch(config: "PretrainConfig", shape: Shape) -> "Batch":
+def make_batch(config: "PretrainConfig", shape: Shape) -> "Batch":
     """Noise for clips, each with a caption as long as the config reads."""
     import torch
 
