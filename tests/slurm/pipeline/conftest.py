@@ -77,10 +77,10 @@ class Runs:
             text=True,
         )
 
-    def __call__(self, *arguments: str | Path, command: str = "run", code: int = 0) -> str:
+    def __call__(self, *arguments: str | Path, command: str = "run", code: int = 0, timeout: float = 90) -> str:
         """What `videomamba COMMAND ARGUMENTS` says; it has to leave with `code`."""
         process = self.start(*arguments, command=command)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=timeout)
         assert process.returncode == code, said
         return said
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = {
     "data.batch": 8,
@@ -83,7 +83,7 @@ def test_the_whole_chain_on_a_cluster_and_here(cluster, site, runs, pipeline, tm
     gpus = {name: cluster("scontrol", "show", "job", ids[name]).count("gres:gpu") > 0 for name in ids}
     assert {name for name, asks in gpus.items() if not asks} == {"shards", "corpus", "test"}
     jobs = set(ids.values())
-    cluster.wait_for(lambda: not {job.partition("_")[0] for job in cluster.jobs()} & jobs, "the end of the chain", 600)
+    cluster.wait_for(lambda: not {job.partition("_")[0] for job in cluster.jobs()} & jobs, "the end of the chain", 900)
     said = runs(there, command="status")
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in said.splitlines() if row.startswith("│")]
     assert {row[0]: row[1] for row in rows} == dict.fromkeys(ids, "done"), said
@@ -93,7 +93,7 @@ def test_the_whole_chain_on_a_cluster_and_here(cluster, site, runs, pipeline, tm
     )  # fmt: skip
     assert runs(file).count("finished before") == 11
 
-    runs(pipeline(here), "--jobs", "2")
+    runs(pipeline(here), "--jobs", "2", timeout=900)
     there, here = artefacts(there), artefacts(here)
     assert len(here["shards"]) == 3
     assert [len(losses) for losses in here["losses"]] == [3, 3, 2]
