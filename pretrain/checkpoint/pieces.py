@@ -11,7 +11,7 @@ This is the only file that reads DeepSpeed's own fields.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,20 @@ class Piece:
     offset: int
     count: int
     shape: tuple[int, ...]
+    row: tuple[int, int] | None = None
+    """For Muon at ZeRO 1 and 2, whose momentum a rank keeps of whole matrices, those at a cut too: where this one
+    starts in the row of them, and how long the row is."""
 
     def of(self, value: Tensor) -> Tensor:
         """This piece of a tensor that is laid out as `flat` is; a view, one-dimensional."""
         return value.view(-1)[self.start : self.start + self.count]
+
+    def under(self, key: str) -> tuple["Piece", tuple[int, ...]]:
+        """Where the optimizer's `key` has its numbers of this parameter, and the shape of what it keeps there."""
+        if key != "momentum_buffer" or self.row is None:
+            return self, tuple(self.flat.shape)
+        start, length = self.row
+        return Piece(self.flat, start, 0, Size(self.shape).numel(), self.shape), (length,)
 
 
 def plain_names(engine: Any) -> dict[str, nn.Parameter]:
@@ -47,13 +57,27 @@ def pieces(engine: Any) -> dict[str, Piece]:
     if stage == 3:
         return {name: piece for name, p in parameters.items() if (piece := _cut(zero, p)).count > 0}
     groups = {id(p): number for number, group in enumerate(zero.bit16_groups) for p in group}
+    rows = _rows_of_whole_matrices(zero) if hasattr(engine.basic_optimizer, "aux_optimizer") else {}
     found = {}
     for name, parameter in parameters.items():
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is not None:
             there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
             flat = zero.single_partition_of_fp32_groups[groups[id(parameter)]]
-            found[name] = Piece(flat, here.start, there.start, there.numel, tuple(parameter.shape))
+            found[name] = Piece(
+                flat, here.start, there.start, there.numel, tuple(parameter.shape), rows.get(id(parameter))
+            )
+    return found
+
+
+def _rows_of_whole_matrices(zero: Any) -> dict[int, tuple[int, int]]:
+    """Start in the row, and the row's length, of every parameter that lies in this rank's part, by id."""
+    found = {}
+    for members in zero.params_in_partition:
+        start, length = 0, sum(parameter.numel() for parameter in members)
+        for parameter in members:
+            found[id(parameter)] = (start, length)
+            start += parameter.numel()
     return found
 
 

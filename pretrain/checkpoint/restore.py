@@ -111,9 +111,10 @@ def _put_optimizer(engine: Any, stored: StoredTensors, folder: Path) -> None:
         for key in keys.get(name, ()):
             value = stored[f"{key}/{name}"]
             if value.shape == piece.shape:
+                there, kept = piece.under(key)
                 if key not in state:
-                    state[key] = torch.zeros_like(piece.flat.data)
-                piece.of(state[key]).copy_(value.view(-1)[piece.offset : piece.offset + piece.count])
+                    state[key] = torch.zeros(kept, dtype=value.dtype, device=piece.flat.device)
+                there.of(state[key]).copy_(value.view(-1)[there.offset : there.offset + there.count])
             else:
                 _put_number(state, key, value, piece, folder)
 

@@ -34,12 +34,13 @@ class File:
 
 
 class Row(NamedTuple):
-    """A rank's part of one parameter, as told to the others; its state by key: the type, and whether it is cut too."""
+    """A rank's part of one parameter's state, as told to the others: by key the type, the offset and the count.
 
-    offset: int
-    size: int
+    A count of 0 is a number, such as that of the steps, which has no parts.
+    """
+
     shape: tuple[int, ...]
-    keys: dict[str, tuple[torch.dtype, bool]]
+    state: dict[str, tuple[torch.dtype, int, int]]
 
 
 class Item(NamedTuple):
@@ -90,9 +91,9 @@ def _rows(engine: Any, found: dict[str, Piece], stage: int) -> list[dict[str, Ro
     for name, piece in found.items():
         keys = {}
         for key, value in state_of(engine, piece).items():
-            tensor = torch.as_tensor(value)
-            keys[key] = (tensor.dtype, tensor.shape == piece.flat.shape)
-        table[name] = Row(piece.offset, piece.count, piece.shape, keys)
+            tensor, (there, _) = torch.as_tensor(value), piece.under(key)
+            keys[key] = (tensor.dtype, there.offset, there.count) if tensor.ndim else (tensor.dtype, 0, 0)
+        table[name] = Row(piece.shape, keys)
     return [table] * distributed.world_size() if stage == 0 else distributed.gather_objects(table)
 
 
@@ -104,17 +105,17 @@ def _plan(names: list[str], rows: list[dict[str, Row]], first_load: int) -> list
     load = [first_load, *[0] * (len(rows) - 1)]
     items = []
     for name in names:
-        holders = {rank: table[name] for rank, table in enumerate(rows) if name in table}
-        if not holders:
-            continue
-        most = max(row.size for row in holders.values())
-        writer = min((rank for rank, row in holders.items() if row.size == most), key=lambda rank: (load[rank], rank))
-        row = holders[writer]
-        whole = most == torch.Size(row.shape).numel()
-        parts = [] if whole else [(rank, row.offset, row.size) for rank, row in holders.items()]
-        for key, (dtype, like) in sorted(row.keys.items()):
-            entry = Entry(f"{key}/{name}", dtype, row.shape if like else ())
-            items.append(Item(entry, key, name, writer, parts if like else []))
+        tables = {rank: table[name] for rank, table in enumerate(rows) if name in table}
+        for key in sorted({key for row in tables.values() for key in row.state}):
+            holders = {rank: row.state[key] for rank, row in tables.items() if key in row.state}
+            most = max(count for _, _, count in holders.values())
+            fullest = [rank for rank, (_, _, count) in holders.items() if count == most]
+            writer = min(fullest, key=lambda rank: (load[rank], rank))
+            shape = tables[writer].shape if most else ()
+            entry = Entry(f"{key}/{name}", holders[writer][0], shape)
+            whole = most in (0, torch.Size(shape).numel())
+            parts = [] if whole else [(rank, offset, count) for rank, (_, offset, count) in holders.items()]
+            items.append(Item(entry, key, name, writer, parts))
             load[writer] += entry.bytes
     return items
 
@@ -126,8 +127,8 @@ def _optimizer(engine: Any, found: dict[str, Piece], items: list[Item], rank: in
             continue
         piece = found.get(item.parameter)
         value = None if piece is None else torch.as_tensor(state_of(engine, piece)[item.key])
-        if piece is not None and value is not None and value.shape == piece.flat.shape:
-            value = piece.of(value)
+        if piece is not None and value is not None and value.ndim:
+            value = piece.under(item.key)[0].of(value)
         if item.parts:
             value = _join(item, value, engine.device)
         if item.writer == rank:
