@@ -203,9 +203,9 @@ def _with_data(
     away = [one.path for one in config.data.train if not is_address(one.path) and not Path(one.path).is_dir()]
     if away:
         notes.append(f"{', '.join(away)} is not on this machine: samples, shards and epochs are left out")
-        if config.epochs or config.optim.warmup_epochs:
+        if config.epochs:
             raise ConfigError(
-                f"The run is {config.epochs or 0:g} epochs long, and {away[0]} is not here to be counted.",
+                f"The run is {config.epochs:g} epochs long, and {away[0]} is not here to be counted.",
                 "Plan where the shards are, or give steps=N epochs=null.",
             )
         if config.samples:
