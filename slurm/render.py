@@ -115,7 +115,9 @@ def after(job: Job) -> list[str]:
 def _directives(job: Job, cluster: ClusterProfile) -> list[str]:
     """The lines that sbatch reads."""
     asked, tasks = job.resources, job.resources.tasks_on(cluster)
-    nodes = str(asked.nodes) if asked.min_nodes in (None, asked.nodes) else f"{asked.min_nodes}-{asked.nodes}"
+    # A number of tasks would tie a range to its upper end: Slurm counts them for the most nodes, and keeps the count.
+    ranged = asked.min_nodes not in (None, asked.nodes)
+    nodes = f"{asked.min_nodes}-{asked.nodes}" if ranged else str(asked.nodes)
     memory = asked.memory_gb or (cluster.memory_gb and max(1, cluster.memory_gb * tasks // _shares(job, cluster)))
     restarts = cluster.requeue and max_restarts(job, cluster) > 0
     conditions = after(job) + ([] if cluster.requeue or job.array else ["singleton"])
@@ -125,10 +127,11 @@ def _directives(job: Job, cluster: ClusterProfile) -> list[str]:
         ("account", cluster.account),
         ("qos", cluster.qos),
         ("nodes", nodes),
-        ("ntasks-per-node", tasks),
+        ("ntasks-per-node", None if ranged else tasks),
+        ("mincpus", tasks * cpus_per_task(job, cluster) if ranged else None),
         # Never --gpus-per-task: it hides a rank's neighbours from NCCL.
         ("gpus-per-node", tasks if asked.gpus and cluster.gpus_per_node else None),
-        ("cpus-per-task", cpus_per_task(job, cluster)),
+        ("cpus-per-task", None if ranged else cpus_per_task(job, cluster)),
         ("mem", memory and f"{memory}G"),
         ("time", asked.time or cluster.time),
         ("array", _array(job)),

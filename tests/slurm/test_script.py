@@ -117,6 +117,19 @@ def test_preemption_without_time_to_save_is_no_failure(cluster, profile, start, 
     assert read_record(run).ids == (number,)
 
 
+def test_a_restart_takes_the_nodes_that_there_are(cluster, profile, start, stand_in, tmp_path):
+    run, fewer = tmp_path / "fewer", Resources(nodes=2, min_nodes=1)
+    number = start(profile(), run, *stand_in, str(run), "40", resources=fewer)
+    cluster.wait_for(lambda: (run / "slurm/logs/0/rank3.log").exists(), "four ranks")
+    for node in (cluster.nodes[0], cluster.nodes[2]):
+        cluster("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    cluster("scancel", "--batch", "--signal=USR2", number)
+    cluster.wait_until_gone(number)
+    assert [attempt.nodes for attempt in read_history(run / "slurm").attempts][1:] == [cluster.nodes[1]]
+    assert sorted(path.name for path in (run / "slurm/logs/latest").glob("rank*")) == ["rank0.log", "rank1.log"]
+    assert reasons(run) == (["stopped", "done"], None)
+
+
 def test_a_node_lost_while_stopping_is_no_failure(cluster, profile, start, stand_in, tmp_path):
     run = tmp_path / "cut"
     number = start(profile(), run, *stand_in, str(run), "5", "--fault", "deaf")

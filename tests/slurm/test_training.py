@@ -166,7 +166,7 @@ def test_a_rank_that_fails_takes_the_others_along_and_all_go_on(cluster, profile
 def test_a_lost_node_is_survived_on_fewer_nodes(cluster, profile, hold, reference):
     """kill -9 of all that runs on the batch host; no third node is free, so the run goes on with half the ranks."""
     cluster("scontrol", "update", f"nodename={cluster.nodes[2]}", "state=drain", "reason=test")
-    fewer = Resources(nodes=2, min_nodes=1, tasks_per_node=2)  # with one task a node Slurm takes the fewest nodes
+    fewer = Resources(nodes=2, min_nodes=1, tasks_per_node=2)
     run, number = hold("lost", profile(environment=HELD_HERE), resources=fewer)
     assert attempts(run)[0].nodes == ",".join(cluster.nodes[:2])
     cluster.kill_node(cluster.nodes[0])

@@ -186,10 +186,16 @@ class Cluster:
         if ids := list(self.jobs()):
             self("scancel", *ids)
             subprocess.run(["scancel", "-s", "KILL", *ids], env=os.environ | self.environment, capture_output=True)
-        for node, state in self.states().items():
-            if state.startswith(("drain", "down")):
-                self("scontrol", "update", f"nodename={node}", "state=resume")
-        self.wait_for(lambda: set(self.states().values()) == {"idle"}, "a quiet cluster")
+
+        def quiet() -> bool:
+            states = self.states()
+            for node, state in states.items():
+                if state.startswith(("drain", "down")):  # refused while the node's last job is still being ended
+                    resume = ["scontrol", "update", f"nodename={node}", "state=resume"]
+                    subprocess.run(resume, env=os.environ | self.environment, capture_output=True)
+            return set(states.values()) == {"idle"}
+
+        self.wait_for(quiet, "a quiet cluster")
 
     def stop(self) -> None:
         for name in [*self.nodes, ""]:
