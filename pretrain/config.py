@@ -311,12 +311,6 @@ class PretrainConfig(Frozen):
         if not (DEEPSPEED / f"{self.deepspeed}.json").is_file():
             names = ", ".join(sorted(path.stem for path in DEEPSPEED.glob("zero*.json")))
             raise ValueError(f"there is no DeepSpeed config '{self.deepspeed}'. Use one of: {names}.")
-        if self.optim.method == "muon" and self.zero_stage in (1, 2):
-            raise ValueError(
-                f"optim.method=muon with {self.deepspeed}: DeepSpeed keeps a matrix's momentum whole on every rank "
-                "that has a part of it, in a layout of its own, from which no checkpoint goes on. "
-                "Use deepspeed=zero3 or zero0, or optim.method=adamw."
-            )
         if self.optim.method == "muon" and self.zero_stage > 0 and self.optim.clip_norm is not None:
             raise ValueError(
                 f"optim.clip_norm is {self.optim.clip_norm:g}, but with Muon and {self.deepspeed} DeepSpeed would clip "
