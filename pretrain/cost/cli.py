@@ -30,6 +30,8 @@ def plan(
 
     Exit code 1 if it does not fit into the GPUs. The time follows from --utilisation, which you state: runs on other
     machines are the only guide to it.
+
+    Example: videomamba plan stage1/k400 --gpus 32 --gpu a100
     """
     run = load_config(config, PretrainConfig, overrides or [])
     device = device_of(gpu)

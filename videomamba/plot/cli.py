@@ -23,7 +23,10 @@ def plot(
         list[str] | None, typer.Option(help="Draw the quantities whose name begins so, such as loss or lr.")
     ] = None,
 ) -> None:
-    """Draw what runs logged: losses, rates, speed, memory, evaluations, as a PNG and as a page."""
+    """Draw what runs logged: losses, rates, speed, memory, evaluations, as a PNG and as a page.
+
+    Example: videomamba plot runs/stage2 runs/other --only loss
+    """
     if not 0 <= smooth < 1:
         raise UserError(f"--smooth is {smooth:g}, and it is a weight from 0 to below 1.", "Give 0.6, or 0 for none.")
     from videomamba.plot.curves import read_panels

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,12 @@ PROBE = '''
 HOOK = "from videomamba import cli, lazy\ncli.COMMANDS['probe'] = lazy.Entry('probe_command', 'For tests.')\n"
 
 
+def _hear() -> None:
+    """Let a child hear what a shell may have this process ignore: SIGHUP under nohup, SIGINT in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Runs:
     """`videomamba run` of pipelines of probes in a folder, in processes of their own."""
 
@@ -75,6 +82,7 @@ class Runs:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=_hear,
         )
 
     def __call__(self, *arguments: str | Path, command: str = "run", code: int = 0, timeout: float = 90) -> str:
