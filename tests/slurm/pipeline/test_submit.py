@@ -54,7 +54,7 @@ def test_a_parent_that_fails_ends_its_children_and_is_submitted_again(runs, subm
         "fourth": "did not start: third did not succeed",
         "aside": "done",
     }
-    assert "second: last error: rank 0 in attempt 0, exit code 2" in said
+    assert "second: last error, in attempt 0: rank 0, Exited with exit code 2" in said
     assert "on-fire" in said
     assert runs.lines("order") in (["first", "second", "aside"], ["first", "aside", "second"])
 
