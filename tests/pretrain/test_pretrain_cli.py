@@ -49,6 +49,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(runs, tree, s
     assert "is finished (--fresh begins again)" in again.stderr
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_and_stop_by_a_signal(runs, tree, straight):
     config = runs.write(tree, "two")
     latest = runs.folder / "two" / "checkpoints" / "latest"

@@ -52,6 +52,7 @@ def test_the_baseline_attends_from_every_token_to_every_token():
     assert sum(p.numel() for p in JointAttentionViT(8, 224).parameters()) == pytest.approx(5.5e6, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_bench_on_small_clips(videomamba, tmp_path):
     result, page = tmp_path / "encoder.json", tmp_path / "encoder.html"
     done = videomamba("bench", "encoder", "--quick", "--json", str(result), "--plot", str(page))

@@ -9,6 +9,7 @@ from videomamba.bench_rerank import rerank_rows
 from videomamba.bench_retrieval import QUICK
 
 
+@pytest.mark.slow
 def test_the_quick_bench_has_its_rows(videomamba, tmp_path: Path) -> None:
     result = tmp_path / "r.json"
     done = videomamba("bench", "retrieval", "--quick", "--json", str(result))

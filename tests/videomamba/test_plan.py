@@ -115,6 +115,7 @@ def test_time_follows_from_the_stated_utilisation(tree):
     assert (whole.micro_batch, whole.micro_batches) == (8, 1)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_would(tree, tmp_path, videomamba):
     tree["vision"] |= {"image_size": 224, "frames": 16, "depth": 4}
     tree["teacher"]["image_size"] = 224
