@@ -3,17 +3,18 @@
     videomamba pretrain CONFIG            starts the run, or goes on from its last checkpoint
 
 A task gives a model and losses; nothing here knows which. What a run writes: run_folder.py, metrics_log.py and
-checkpoint.py. The position is the step consumed; torch's own generator is seeded at every step from (seed,
+checkpoint/. The position is the step consumed; torch's own generator is seeded at every step from (seed,
 step, rank), so a resumed run needs nothing but the checkpoint.
 """
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from data_pipeline.loader import TrainLoader
+from data_pipeline.loader import Batch, TrainLoader
 from data_pipeline.lost import LostCsv, check_bad_fraction
 from pretrain import distributed
 from pretrain.checkpoint import Saver
@@ -88,99 +89,139 @@ def _run(
         MetricsLog(folder.path, step, config, world.first) as metrics,
         Saver(folder.path, config.checkpoint) as saver,
     ):
-        step, interrupted = _loop(
-            config, task, engine, loader, world, meter, metrics, lost, saver, evaluation, requests, step
-        )
+        loop = Loop(config, world, task, engine, loader, lost, meter, metrics, saver, evaluation, requests, step)
+        loop.run()
     if world.first:
         requests.obeyed()
-    if step < config.steps:
-        log.warning("asked to stop at step %d of %d; the same command goes on from there", step, config.steps)
-        if world.first and not interrupted:
-            tell_unfinished(folder.path, step, config.steps)
-        return 130 if interrupted else 0
+    if loop.step < config.steps:
+        log.warning("asked to stop at step %d of %d; the same command goes on from there", loop.step, config.steps)
+        if world.first and not loop.interrupted:
+            tell_unfinished(folder.path, loop.step, config.steps)
+        return 130 if loop.interrupted else 0
     distributed.barrier()
     if world.first:
-        folder.finish({"step": step, "config": run_digest(config), "ranks": world.size})
+        folder.finish({"step": loop.step, "config": run_digest(config), "ranks": world.size})
     return 0
 
 
-def _loop(
-    config: PretrainConfig,
-    task: Task,
-    engine: Engine,
-    loader: TrainLoader,
-    world: World,
-    meter: Meter,
-    metrics: MetricsLog,
-    lost: LostCsv,
-    saver: Saver,
-    evaluation: Evaluation,
-    requests: StopRequests,
-    step: int,
-) -> tuple[int, bool]:
-    """Take steps until the end or a wish to stop; the step reached, which is saved, and whether by a Ctrl-C."""
-    optim, every = config.optim, config.checkpoint.every_steps
-    window, guard, line = Window(), Guard(config, engine, world), dict[str, Any]()
-    stopping, interrupted = _agreed(requests)
-    batches = iter(loader)
-    while step < config.steps and not stopping:
-        began = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - began
-        torch.manual_seed(step_seed(config, step, world.rank))
-        factor = warmup_cosine(step, config.steps, optim.warmup_steps, optim.min_lr / optim.lr)
-        rates = engine.set_learning_rates(factor)
+@dataclass
+class Loop:
+    """The steps of a run, and what is done at their edges. Every rank has one, and all do the same.
 
-        values = engine.backward(batch)
-        norm = engine.gradient_norm()
+    `step` counts the steps taken; `interrupted` says that a Ctrl-C ended the run.
+    """
+
+    config: PretrainConfig
+    world: World
+    task: Task
+    engine: Engine
+    loader: TrainLoader
+    lost: LostCsv
+    meter: Meter
+    metrics: MetricsLog
+    saver: Saver
+    evaluation: Evaluation
+    requests: StopRequests
+    step: int
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.config, self.engine, self.world)
+        self.window = Window()
+        self.stopping = False
+        self.seen = 0
+        self.last: dict[str, Any] = {}  # the newest of every logged number, by which checkpoints are called best
+
+    def run(self) -> None:
+        """Take steps until the end or a wish to stop; the step reached is saved."""
+        self._heed(_sum_of(distributed.gather_objects(self.requests.told())))
+        batches = iter(self.loader)
+        while self.step < self.config.steps and not self.stopping:
+            began = time.perf_counter()
+            batch = next(batches)
+            said, rates, taken = self._take(batch, time.perf_counter() - began)
+            self.step += 1
+            saving = said.pop("saving")
+            self._heed(said)
+            self._count(batch, said, taken)
+            self._tell(rates)
+            self._evaluate()
+            self.saver.edge(saving)
+            self._save()
+
+    def _take(self, batch: Batch, waited: float) -> tuple[dict[str, float], dict[str, float], bool]:
+        """One step: what all ranks said of it, the learning rates, and whether it was finite and taken."""
+        optim = self.config.optim
+        torch.manual_seed(step_seed(self.config, self.step, self.world.rank))
+        factor = warmup_cosine(self.step, self.config.steps, optim.warmup_steps, optim.min_lr / optim.lr)
+        rates = self.engine.set_learning_rates(factor)
+        values = self.engine.backward(batch)
+        norm = self.engine.gradient_norm()
         told = {
-            **requests.told(),
-            **saver.told(),
-            "lost": loader.lost.total(),
+            **self.requests.told(),
+            **self.saver.told(),
+            "lost": self.loader.lost.total(),
             "lost_here": len(batch.losses),
-            "seen": loader.seen,
+            "seen": self.loader.seen,
             "waited": waited,
         }
-        said = share(values, norm, told, world)
-        saving = said.pop("saving")
-        with saver.before_refusing():
-            taken = guard.passes(said, step, batch)
+        said = share(values, norm, told, self.world)
+        with self.saver.before_refusing():
+            taken = self.guard.passes(said, self.step, batch)
         if taken:
-            engine.step(norm)
+            self.engine.step(norm)
+        return said, rates, taken
 
-        step += 1
-        interrupted = said.pop("interrupt") > 0
-        stopping = said.pop("stop") > 0 or interrupted
-        lost_here, lost_all, seen = (int(said.pop(name)) for name in ("lost_here", "lost", "seen"))
+    def _heed(self, said: dict[str, float]) -> None:
+        """Whether any rank was asked to stop, and whether by a Ctrl-C."""
+        self.interrupted = said.pop("interrupt") > 0
+        self.stopping = said.pop("stop") > 0 or self.interrupted
+
+    def _count(self, batch: Batch, said: dict[str, float], taken: bool) -> None:
+        """Bring a step into the sums of the next line, and what it lost into lost.csv."""
+        lost_here, lost, self.seen = (int(said.pop(name)) for name in ("lost_here", "lost", "seen"))
         if lost_here:  # the same number on every rank, so all of them gather, or none
-            note_losses(lost, step - 1, batch, world)
-        with saver.before_refusing():
-            check_bad_fraction(lost_all, seen, config.data.max_bad_fraction)
-        clips, waited = len(batch) * world.size, said.pop("waited") / world.size
-        window.add(said, clips, waited, meter.flops(batch.kind, clips, task.words), taken)
-        window.reached(seen, lost_all)
-        metrics.advance(step)
-        if step % config.log.every_steps == 0 or step == config.steps or stopping:
-            metrics.write(told_now := record(step, window, rates, task, config, world, meter.peak.flops))
-            line |= told_now
-            window = Window()
-        if evaluation.due(step) and not stopping and (found := evaluation.line(step, seen)) is not None:
-            line |= found
-            metrics.write(found)
-            window.pause(found["seconds"])
-        saver.edge(saving)
-        if stopping:
-            saver.hurry()
-        if stopping or step == config.steps or (every is not None and step % every == 0):
-            save(saver, engine, config, world, step, counters(loader), flatten(line))
-    return step, interrupted
+            note_losses(self.lost, self.step - 1, batch, self.world)
+        with self.saver.before_refusing():
+            check_bad_fraction(lost, self.seen, self.config.data.max_bad_fraction)
+        clips, waited = len(batch) * self.world.size, said.pop("waited") / self.world.size
+        self.window.add(said, clips, waited, self.meter.flops(batch.kind, clips, self.task.words), taken)
+        self.window.reached(self.seen, lost)
+        self.metrics.advance(self.step)
+
+    def _tell(self, rates: dict[str, float]) -> None:
+        """A line of the log, where one is due."""
+        if self.step % self.config.log.every_steps == 0 or self._last_step():
+            line = record(self.step, self.window, rates, self.task, self.config, self.world, self.meter.peak.flops)
+            self.metrics.write(line)
+            self.last |= line
+            self.window = Window()
+
+    def _evaluate(self) -> None:
+        """Zero-shot retrieval, where it is due and nobody waits for us to leave."""
+        if self.stopping or not self.evaluation.due(self.step):
+            return
+        found = self.evaluation.line(self.step, self.seen)
+        if found is not None:
+            self.metrics.write(found)
+            self.last |= found
+            self.window.pause(found["seconds"])
+
+    def _save(self) -> None:
+        """A checkpoint, where one is due."""
+        every = self.config.checkpoint.every_steps
+        if self.stopping:
+            self.saver.hurry()
+        if self._last_step() or (every is not None and self.step % every == 0):
+            save(self.saver, self.engine, self.config, self.world, self.step, counters(self.loader), flatten(self.last))
+
+    def _last_step(self) -> bool:
+        return self.stopping or self.step == self.config.steps
 
 
-def _agreed(requests: StopRequests) -> tuple[bool, bool]:
-    """Before the first step: whether any rank was asked to stop, and whether by a Ctrl-C."""
-    told = distributed.gather_objects(requests.told())
-    interrupted = any(one["interrupt"] for one in told)
-    return interrupted or any(one["stop"] for one in told), interrupted
+def _sum_of(told: list[dict[str, float]]) -> dict[str, float]:
+    """What ranks told, summed by name."""
+    return {name: sum(one[name] for one in told) for name in told[0]}
 
 
 def _open(folder: RunFolder, fresh: bool) -> bool:
