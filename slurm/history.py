@@ -1,5 +1,6 @@
 """The attempts of a job as its script wrote them down, and the last error that they left."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,18 +54,35 @@ def last_error(work: Path, history: History, part: str = "") -> list[str]:
     last = failed[-1]
     logs = work / "logs" / f"{part}{last.number}"
     failure = first_failure(_lines(logs / "srun.log"))
-    shown = _lines(logs / ("srun.log" if failure is None else f"rank{failure[0]}.log"))[-TAIL:]
-    who = f"exit code {last.code}" if failure is None else f"rank {failure[0]}, {failure[1]}"
-    return [f"last error, in attempt {last.number}: {who}", *(f"  {line}" for line in shown)]
+    if failure is None:
+        shown, who = logs / "srun.log", f"exit code {last.code}"
+    else:
+        rank = min(failure[0], key=lambda rank: _last_word(logs / f"rank{rank}.log"))
+        shown, who = logs / f"rank{rank}.log", f"rank {rank}, {failure[1]}"
+    return [f"last error, in attempt {last.number}: {who}", *(f"  {line}" for line in _lines(shown)[-TAIL:])]
 
 
-def first_failure(said: Sequence[str]) -> tuple[int, str] | None:
-    """The rank that srun says failed first, and how it ended; ranks that srun itself ended are named after it."""
+def first_failure(said: Sequence[str]) -> tuple[list[int], str] | None:
+    """The ranks that srun says failed first, and how they ended; ranks that srun itself ended are named after them.
+
+    Ranks of one node that fail at about the same time, one for want of the other, stand in one line.
+    """
     for line in said:
-        found = re.search(r"\btasks? (\d+)[\d,-]*: (.+)", line)
+        found = re.search(r"\btasks? (\d[\d,-]*): (.+)", line)
         if found and found[2] != "Terminated":
-            return int(found[1]), found[2]
+            return _numbers(found[1]), found[2]
     return None
+
+
+def _numbers(named: str) -> list[int]:
+    """Slurm's `0-2,5` as 0, 1, 2, 5."""
+    ends = [part.partition("-")[::2] for part in named.split(",")]
+    return [number for first, last in ends for number in range(int(first), int(last or first) + 1)]
+
+
+def _last_word(log: Path) -> float:
+    """When the file was last written; of ranks that fail together, the cause is the first to fall silent."""
+    return log.stat().st_mtime if log.is_file() else math.inf
 
 
 def _lines(path: Path) -> list[str]:
