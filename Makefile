@@ -33,7 +33,7 @@ test: $(STAMP) $(TRITON)  ## every test that is neither slow nor for a GPU; ARGS
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) $(TRITON)  ## the tests that take longer
-	$(PYTEST) -m "slow and not gpu" --timeout 900 $(ARGS)
+	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup --timeout 900 $(ARGS)
 
 test-gpu: $(STAMP) $(TRITON)  ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu --timeout 900 $(ARGS)

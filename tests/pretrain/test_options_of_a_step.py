@@ -48,9 +48,12 @@ def test_a_compiled_encoder_trains_as_the_other(trained, encoder):
 
 @pytest.mark.parametrize("zero", STAGES)
 def test_what_is_computed_again_comes_out_the_same_in_bf16(trained, zero):
-    # ZeRO 3 multiplies by its own function, which rounds elsewhere
-    limit = 2e-3 if zero == "zero3" else 1e-4
-    assert losses(trained, f"recomputed-{zero}") == pytest.approx(losses(trained, "kept"), rel=limit)
+    # products in bf16 round otherwise for two ranks' halves than for a whole batch, and each step takes it further
+    found, kept = losses(trained, f"recomputed-{zero}"), losses(trained, "kept")
+    assert found[0] == pytest.approx(kept[0], rel=1e-4)
+    assert found == pytest.approx(kept, rel=2e-3)
+    if zero != "zero3":  # which multiplies by its own function
+        assert found == pytest.approx(losses(trained, "recomputed-zero0"), rel=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

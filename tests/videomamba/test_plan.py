@@ -38,14 +38,10 @@ def config(tree):
     return validate(tree, PretrainConfig, "tree")
 
 
-def compare_all():
-    return {name: compare(shape) for name, shape in SHAPES.items()}
-
-
 @pytest.fixture(scope="module")
 def compared():
-    """Every shape planned and measured, in a process of its own."""
-    return alone(compare_all, [()], ["pretrain.engine"])[0]
+    """Every shape planned and measured, each in a process of its own: what one has allocated the next would find."""
+    return dict(zip(SHAPES, alone(compare, [(shape,) for shape in SHAPES.values()], ["pretrain.engine"]), strict=True))
 
 
 @pytest.mark.slow
