@@ -50,9 +50,9 @@ def test_a_compiled_encoder_trains_as_the_other(trained, encoder):
 def test_what_is_computed_again_comes_out_the_same_in_bf16(trained, zero):
     # products in bf16 round otherwise for two ranks' halves than for a whole batch, and each step takes it further
     found, kept = losses(trained, f"recomputed-{zero}"), losses(trained, "kept")
-    assert found[0] == pytest.approx(kept[0], rel=1e-4)
     assert found == pytest.approx(kept, rel=2e-3)
     if zero != "zero3":  # which multiplies by its own function
+        assert found[0] == pytest.approx(kept[0], rel=1e-4)
         assert found == pytest.approx(losses(trained, "recomputed-zero0"), rel=1e-6)
 
 
