@@ -16,6 +16,7 @@ endif
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --progress-bar off -c constraints.txt
 PYTEST := $(PY) -m pytest
+SLOW := $(PYTEST) -m "slow and not gpu" --timeout 900 $(ARGS)
 PACKAGES := configs data_pipeline pretrain retrieval_eval slurm videomamba
 
 .PHONY: help install demo test test-slow test-gpu lint format clean
@@ -33,7 +34,12 @@ test: $(STAMP) $(TRITON)  ## every test that is neither slow nor for a GPU; ARGS
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) $(TRITON)  ## the tests that take longer
-	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup --timeout 900 $(ARGS)
+	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
+	echo "the Slurm cluster's tests run beside the others and are shown after them"; \
+	$(SLOW) tests/slurm >"$$said" 2>&1 & cluster=$$!; \
+	$(SLOW) tests --ignore tests/slurm; others=$$?; \
+	wait $$cluster; cluster=$$?; cat "$$said"; \
+	for code in $$others $$cluster; do case $$code in 0 | 5) ;; *) exit $$code ;; esac; done  # 5: ARGS left none
 
 test-gpu: $(STAMP) $(TRITON)  ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu --timeout 900 $(ARGS)

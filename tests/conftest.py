@@ -112,13 +112,6 @@ def pytest_make_collect_report() -> Iterator[None]:
     return report
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: what a file has set up serves all of it, and there is one Slurm cluster at a time."""
-    for item in items:
-        slurm = ROOT / "tests" / "slurm" in item.path.parents
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The worst error of each comparison with the published code (tests/parity), or with -v that of every tensor."""
     compared = {
