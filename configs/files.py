@@ -1,11 +1,13 @@
 """Files appear under their final names whole or not at all, and a full disk is said in one sentence."""
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from configs.errors import UserError
 
@@ -64,3 +66,16 @@ def write_json(path: Path, value: object) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def lock_folder(folder: Path) -> IO[str] | None:
+    """Make `folder` and take its lock, held until the file is closed or the process dies; None if another holds it."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

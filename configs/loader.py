@@ -75,7 +75,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate.resolve()
     names = packaged_names()
-    near = difflib.get_close_matches(str(asked.with_suffix("")), names, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(str(asked.with_suffix("")), names, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else f"Give a path, or one of: {', '.join(names) or 'none packaged'}."
     raise ConfigError(f"There is no config '{name}'.", hint)
 

@@ -7,7 +7,6 @@ stop           put there by somebody who wants the run to save and leave (stoppi
 log.jsonl, lost.csv, tensorboard/, checkpoints/, tokenizer/
 """
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from configs.errors import UserError
-from configs.files import disk_errors, write_whole
+from configs.files import lock_folder, write_whole
 from configs.loader import digest, read_tree, to_yaml
 from pretrain.config import PretrainConfig
 
@@ -121,17 +120,13 @@ class RunFolder:
 
     def lock(self) -> None:
         """Be the only process that trains in this folder, until `release` or death; UserError if there is another."""
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        self._lock = lock_folder(self.path)
+        if self._lock is None:
             raise UserError(
                 f"Another process is training in {self.path}.",
                 "Wait for it, stop it, or give another out=.",
                 exit_code=1,  # the request was right: later it may go, so a job that meets this is started again
-            ) from error
+            )
 
     def release(self) -> None:
         """Let another process train in this folder."""

@@ -3,14 +3,14 @@
 B samples of this rank, C channels, T frames, V visible tokens, K token frames, N patches a frame, J aligned layers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from configs.errors import UserError
 from data_pipeline.batches import Batch
-from pretrain.config import PretrainConfig
+from pretrain.config import PretrainConfig, TeacherConfig
 from pretrain.losses import alignment_loss, gather_visible
 from pretrain.masking import visible_indices
 from pretrain.models.config import VisionConfig
@@ -86,6 +86,20 @@ class Sight:
         return visible_indices(self.mask.kind, seeds_B, grid, ratio, attention_BKN)
 
 
+def teacher_options(rule: TeacherConfig, vision: VisionConfig) -> dict[str, Any]:
+    """How a run's teacher is asked, as the arguments of ClipTeacher beside its tower and its pixels."""
+    return {
+        "layers": rule.layers,
+        "interval": rule.interval,
+        "ln_post": rule.ln_post,
+        "image_size": rule.image_size,
+        "tubelet": vision.tubelet,
+        "stride": rule.frame_stride,
+        "chunk": rule.chunk,
+        "grid": (vision.image_size // vision.patch_size,) * 2,
+    }
+
+
 def open_teacher(config: PretrainConfig, device: torch.device) -> ClipTeacher:
     """The teacher that a run names, on `device`.
 
@@ -98,14 +112,7 @@ def open_teacher(config: PretrainConfig, device: torch.device) -> ClipTeacher:
         rule.weights,
         mean=visual.mean if rule.pixels == "released" else None,
         std=visual.std if rule.pixels == "released" else None,
-        layers=rule.layers,
-        interval=rule.interval,
-        ln_post=rule.ln_post,
-        image_size=rule.image_size,
-        tubelet=vision.tubelet,
-        stride=rule.frame_stride,
-        chunk=rule.chunk,
-        grid=(vision.image_size // vision.patch_size,) * 2,
+        **teacher_options(rule, vision),
     )
     if config.mask is not None and config.mask.kind == "attention" and not teacher.tower.attends:
         raise UserError(

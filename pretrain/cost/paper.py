@@ -29,7 +29,7 @@ from pretrain.models.joint import JointModel
 from pretrain.models.teacher import LOCAL, ClipTeacher
 from pretrain.models.videomamba import VideoMamba
 from pretrain.pairs import Known, Text, over_ranks
-from pretrain.sight import Shown, Sight
+from pretrain.sight import Shown, Sight, teacher_options
 from pretrain.stage2 import Stage2
 from pretrain.tasks import Stage1
 
@@ -52,17 +52,7 @@ def teacher_on_paper(config: PretrainConfig) -> ClipTeacher | None:
         visual = _build_vision_tower(
             settings["embed_dim"], settings["vision_cfg"], bool(settings.get("quick_gelu", False))
         )
-    return ClipTeacher(
-        visual,
-        layers=rule.layers,
-        interval=rule.interval,
-        ln_post=rule.ln_post,
-        image_size=rule.image_size,
-        tubelet=vision.tubelet,
-        stride=rule.frame_stride,
-        chunk=rule.chunk,
-        grid=(vision.image_size // vision.patch_size,) * 2,
-    )
+    return ClipTeacher(visual, **teacher_options(rule, vision))
 
 
 def _model_config(source: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ logs/NAME.log     what the part said, of all its runs
 .lock             held while a runner is at work here; the system lets go of it when that dies
 """
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import IO, Literal, Self
 
 from configs.errors import UserError
-from configs.files import disk_errors, write_json, write_whole
+from configs.files import lock_folder, write_json, write_whole
 from configs.loader import to_yaml
 from slurm.pipeline.chain import Chain, Part, Task
 from slurm.pipeline.config import Pipeline
@@ -51,17 +50,12 @@ class PipelineFolder:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+        self._lock = lock_folder(self.path)
+        if self._lock is None:
             raise UserError(
                 f"Another `videomamba run` or `submit` is at work in {self.path}.",
                 "Wait for it, stop it, or give another folder=.",
-            ) from error
+            )
         return self
 
     def __exit__(

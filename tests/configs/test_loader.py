@@ -101,6 +101,9 @@ def test_missing_config_names_the_nearest_packaged_one() -> None:
     assert find_config("demo/stage1").is_file()
     with pytest.raises(ConfigError, match="demo/stage1"):
         find_config("demo/stag1")
+    with pytest.raises(ConfigError) as error:  # nothing is near it: a path was meant
+        find_config("mine.yaml")
+    assert error.value.cure.startswith("Give a path, or one of: ")
 
 
 def test_frozen() -> None:

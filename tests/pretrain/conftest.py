@@ -23,6 +23,7 @@ from configs.loader import validate
 from pretrain.config import PretrainConfig
 from pretrain.models.config import VisionConfig
 from pretrain.models.videomamba import VideoMamba
+from tests.tiny_clip import write_tiny_clip
 
 ROOT = Path(__file__).parents[2]
 SIDE, CLIPS, IMAGES, FRAMES = 32, 24, 12, 4
@@ -101,23 +102,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An untrained CLIP of 4x4 patches in a folder as open_clip writes it."""
-    from data_pipeline.torchvision_shim import ensure_torchvision
-
-    ensure_torchvision()
-    from open_clip.model import CLIP
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    settings = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
-    }
-    folder = tmp_path_factory.mktemp("teacher")
-    save_file(dict(CLIP(**settings).state_dict()), folder / "open_clip_model.safetensors")
-    described = {"model_cfg": settings, "preprocess_cfg": {"size": [SIDE, SIDE], "mode": "RGB"}}
-    (folder / "open_clip_config.json").write_text(json.dumps(described))
-    return str(folder)
+    return str(write_tiny_clip(tmp_path_factory.mktemp("teacher"), SIDE))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.tiny_clip import write_tiny_clip
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 LINES = [line.strip() for line in PAGE.splitlines() if re.match(r"    (videomamba|for) ", line)]
@@ -126,23 +128,10 @@ def benchmarks(at: Path) -> None:
 
 def weights(at: Path) -> None:
     """A tiny CLIP as open_clip writes it, a tokenizer, and a published joint file of small shapes."""
-    from data_pipeline.torchvision_shim import ensure_torchvision
     from pretrain.tokenizer import train_tokenizer
 
-    ensure_torchvision()
-    from open_clip.model import CLIP
-    from safetensors.torch import save_file
-
+    write_tiny_clip(at / "weights/tiny", SIDE)
     torch.manual_seed(0)
-    settings = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
-    }
-    (at / "weights/tiny").mkdir(parents=True)
-    save_file(dict(CLIP(**settings).state_dict()), at / "weights/tiny/open_clip_model.safetensors")
-    put(at / "weights/tiny/open_clip_config.json",
-        {"model_cfg": settings, "preprocess_cfg": {"size": [SIDE, SIDE], "mode": "RGB"}})  # fmt: skip
     train_tokenizer(["clip 1 picture"], at / "weights/bert-base-uncased", 300)
     spec = importlib.util.spec_from_file_location("published", ROOT / "tests/pretrain/released/conftest.py")
     assert spec is not None
